@@ -1,0 +1,28 @@
+"""Typed errors. Each message names the file or field at fault and how to mend it.
+
+The command line turns any `MinivllavaError` into one line on stderr and exit code 2.
+"""
+
+
+class MinivllavaError(ValueError):
+    """Base of every error that bad input can cause."""
+
+
+class MediaError(MinivllavaError):
+    """A picture or clip is missing, empty, truncated, not media, or has no frames."""
+
+
+class DataError(MinivllavaError):
+    """A record or a file of records breaks the LLaVA format, or its placeholders and files disagree."""
+
+
+class ConfigError(MinivllavaError):
+    """A preset, size or option that does not exist or does not fit the others."""
+
+
+class CheckpointError(MinivllavaError):
+    """A checkpoint is missing, half written, or belongs to another configuration."""
+
+
+class ContextLengthError(MinivllavaError):
+    """A conversation is longer than the language model's context."""
