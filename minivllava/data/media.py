@@ -1,0 +1,276 @@
+"""From files to frames: pictures and clips, told apart, read, checked and written.
+
+A clip goes through decord, as in the original; PyAV takes over where decord has no wheel, cannot read the
+file (WebM without a duration) or would give wrong frames (edit lists); Pillow reads GIF, WebP and APNG.
+Readers are opened and closed inside each call, so all of this is safe in forked and spawned workers.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from minivllava.data.containers import declared_size, decord_is_right
+from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video  # noqa: F401
+from minivllava.errors import ConfigError, MediaError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # a picture or a clip: only the content tells
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv")
+
+
+def media_kind(path: str | Path) -> str:
+    """"image" or "video", by suffix; a GIF, WebP or APNG is opened: a video if it has more than one frame.
+
+    Raises MediaError on an unknown suffix, or where a GIF, WebP or APNG cannot be opened.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if suffix in VIDEO_SUFFIXES:
+        return "video"
+    if suffix in ANIMATION_SUFFIXES:
+        with _opened_picture(path) as image:
+            return "video" if _is_animation(image) else "image"
+    known = ", ".join(IMAGE_SUFFIXES + ANIMATION_SUFFIXES + VIDEO_SUFFIXES)
+    raise MediaError(f"{path} has no suffix that says what it is: rename or convert it to one of {known}.")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """One picture as uint8 (h, w, 3), turned upright by its EXIF orientation.
+
+    Transparent pixels are laid on white (the original's `convert("RGB")` shows whatever colour hides beneath)
+    and 16-bit greys keep their upper 8 bits (`convert` would clip nearly all to white). Raises MediaError on
+    anything but a whole picture; an animation is refused rather than cut to its first frame.
+    """
+    with _opened_picture(path) as image:
+        if _is_animation(image):
+            raise MediaError(f"{path} is an animation of {image.n_frames} frames: use it as a video "
+                             f"(.gif, .webp or .apng), or save the frame you mean as a PNG.")
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def frame_indices(total: int, frames: int) -> np.ndarray:
+    """Which of `total` frames to take: int64 (frames,), uniform from first to last, as the original samples.
+
+    A clip with fewer frames than asked repeats some of them; a one-frame clip gives `frames` zeros.
+    """
+    if total < 1:
+        raise MediaError("It has no frames: export the clip again.")
+    if frames < 1:
+        raise ConfigError(f"frames={frames}: ask for at least 1 frame.")
+    return np.linspace(0, total - 1, frames, dtype=np.int64)
+
+
+def read_video(path: str | Path, frames: int | None = 8, backend: str | None = None) -> np.ndarray:
+    """Uniformly sampled frames of one clip as uint8 (t, h, w, 3), upright; `frames=None` reads all of them.
+
+    `backend` "decord", "pyav" or "pil" forces one reader. Pixels are the same from each, save for chroma
+    interpolation in clips of odd height or more than 8 bits. Raises MediaError on anything but a whole clip.
+    """
+    readers = {"decord": _read_decord, "pyav": _read_pyav, "pil": _read_pil}
+    if backend is not None and backend not in readers:
+        raise ConfigError(f"backend={backend!r}: choose one of {', '.join(readers)}, or None.")
+    if frames is not None and frames < 1:
+        raise ConfigError(f"frames={frames}: ask for at least 1 frame, or None for all.")
+    file = _checked(path)
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        raise MediaError(f"{path} is a picture: use it as an image, or name a clip.")
+    reasons = []
+    for name in (backend,) if backend else _choose_readers(file):
+        try:
+            return readers[name](file, frames)
+        except Exception as error:  # decord raises bare Exceptions, PyAV and Pillow whatever a decoder met
+            reasons.append(f"{name}: {_reason(error)}")
+    raise MediaError(f"{path} cannot be read as a video ({'; '.join(reasons)}): "
+                     f"check that a player shows it, then download it or export it as H.264 MP4 again.")
+
+
+def probe_media(path: str | Path) -> None:
+    """Decode a picture, or 8 frames from first to last of a clip; raise MediaError if that fails."""
+    if media_kind(path) == "image":
+        read_image(path)
+    else:
+        read_video(path)
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 (h, w, 3) as PNG; the file appears whole or not at all."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise MediaError(f"{path}: a picture is uint8 (h, w, 3), not {image.dtype} {image.shape}.")
+    with _replacing(path) as part:
+        Image.fromarray(image).save(part, format="PNG")
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
+    """Write uint8 (t, h, w, 3) as H.264 yuv420p MP4 of `fps` frames a second; same frames, same bytes.
+
+    The file appears whole or not at all. Raises MediaError on another shape: h and w are even, since yuv420p
+    keeps one colour for each 2 x 2 pixels.
+    """
+    import av
+
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise MediaError(f"{path}: a clip is uint8 (t, h, w, 3), not {frames.dtype} {frames.shape}.")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise MediaError(f"{path}: H.264 needs even sides, not {frames.shape[1:3]}: pad by one pixel.")
+    with _replacing(path) as part:
+        # bitexact leaves dates and library versions out of the file
+        with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+            stream.options = {"crf": "15", "preset": "fast"}
+            stream.codec_context.thread_count = 1  # x264's rate control depends on the number of threads
+            for frame in np.ascontiguousarray(frames):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+
+
+def _checked(path: str | Path) -> str:
+    """The absolute path (ffmpeg cannot take it for a URL) of a file that is there, not empty, not cut off."""
+    try:
+        if Path(path).is_dir():
+            raise MediaError(f"{path} is a folder: name a file inside it.")
+        if not Path(path).is_file():
+            raise MediaError(f"{path}: no such file: check the path and the media folder.")
+        size, declared = Path(path).stat().st_size, declared_size(path)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be opened ({error.strerror}): check its permissions.") from error
+    if size == 0:
+        raise MediaError(f"{path} is empty (0 bytes): download or export it again.")
+    if declared > size:
+        raise MediaError(f"{path} is cut off ({size:,} of {declared:,} bytes): download or export it again.")
+    return os.path.abspath(path)
+
+
+@contextmanager
+def _opened_picture(path: str | Path) -> Iterator[Image.Image]:
+    """The picture, open; whatever Pillow raises on it, here or later inside the block, becomes MediaError."""
+    try:
+        with Image.open(_checked(path)) as image:
+            yield image
+    except MediaError:
+        raise
+    except Exception as error:
+        raise MediaError(f"{path} cannot be read as a picture ({_reason(error)}): "
+                         "check that a viewer shows it, then download it or save it as PNG again.") from error
+
+
+def _is_animation(image: Image.Image) -> bool:
+    # not the pages of a TIFF, nor the preview that a phone packs beside its JPEG
+    return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.stack([grey] * 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, not 8")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _choose_readers(file: str) -> tuple[str, ...]:
+    """Which readers to try on a clip, in order."""
+    import av
+
+    if Path(file).suffix.lower() in ANIMATION_SUFFIXES:
+        return ("pil",)
+    try:
+        with av.open(file, metadata_errors="ignore") as container:
+            return ("decord", "pyav") if decord_is_right(container) else ("pyav",)
+    except av.FFmpegError:  # decord's older ffmpeg opens nothing more, and complains on stderr
+        return ("pyav",)
+
+
+def _read_decord(file: str, frames: int | None) -> np.ndarray:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    reader = decord.VideoReader(file, num_threads=1)
+    wanted, places = _wanted(len(reader), frames)
+    return reader.get_batch(wanted).asnumpy()[places]
+
+
+def _read_pyav(file: str, frames: int | None) -> np.ndarray:
+    import av
+
+    with av.open(file, metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise ValueError("no video stream")
+        # headers miscount: 0 in MKV, 2,400 for 32 frames in AVI
+        total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+    while True:
+        wanted, places = _wanted(total, frames)
+        kept, decoded = _decode_pyav(file, set(wanted.tolist()))
+        if decoded == total:
+            return np.stack(kept)[places]
+        total = decoded  # not one frame for each packet: once more, now that the number is known
+
+
+def _decode_pyav(file: str, wanted: set[int]) -> tuple[list[np.ndarray], int]:
+    """The wanted frames, upright, and how many the clip has; no others are kept, which bounds the memory."""
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    kept, count = [], 0
+    convert = VideoReformatter().reformat  # one for all frames: ten times as fast as frame.to_ndarray()
+    with av.open(file, metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        stream.codec_context.thread_count = 1
+        for count, frame in enumerate(container.decode(stream), start=1):
+            if count == 1:
+                width, height = frame.width, frame.height  # should it change on the way, decord scales too
+            if count - 1 in wanted:
+                picture = convert(frame, width, height, "rgb24").to_ndarray()
+                kept.append(np.rot90(picture, round(frame.rotation / 90)))  # upright, as decord gives it
+    return kept, count
+
+
+def _read_pil(file: str, frames: int | None) -> np.ndarray:
+    with Image.open(file) as image:
+        wanted, places = _wanted(getattr(image, "n_frames", 1), frames)
+        kept = []
+        for index in wanted.tolist():
+            image.seek(index)
+            kept.append(_to_rgb(image))
+    return np.stack(kept)[places]
+
+
+def _wanted(total: int, frames: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The frames to decode, each once and in order, and where each of the clip's frames finds its own."""
+    return np.unique(frame_indices(total, total if frames is None else frames), return_inverse=True)
+
+
+def _reason(error: Exception) -> str:
+    """A reader's complaint in a few words, without paths, source lines and stack."""
+    if isinstance(error, ImportError):
+        return "not installed"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "in no format that Pillow knows"
+    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    text = re.sub(r"\[[\d:]+\] \S+: |Check failed: .*?\(\S+ vs\. \S+\) ", "", text)
+    return text.strip(" .")[:80] or type(error).__name__
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to write under; moved to `path` once the block ends well, removed otherwise."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise MediaError(f"{target.parent} is not a folder: make it before writing {target.name} there.")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)

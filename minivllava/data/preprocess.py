@@ -1,0 +1,60 @@
+"""From frames to normalised pixels: what the encoders see of a picture or a clip."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+
+from minivllava.errors import ConfigError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def preprocess_image(image: np.ndarray, size: int, aspect: str = "square") -> torch.Tensor:
+    """Picture uint8 (h, w, 3) to normalised float32 (3, size, size), as `transformers` does.
+
+    Short side to `size` (bicubic, antialiased), centre crop, CLIP mean and standard deviation. `aspect="pad"`
+    first pads to a square with the mean colour (LLaVA's expand2square: stage 2), "square" does not (stage 1).
+    Raises ConfigError on another aspect.
+    """
+    if aspect not in ("square", "pad"):
+        raise ConfigError(f"aspect={aspect!r}: choose square or pad.")
+    picture = Image.fromarray(image)
+    width, height = picture.size
+    if aspect == "pad" and width != height:
+        side = max(width, height)
+        padded = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in CLIP_MEAN))
+        padded.paste(picture, ((side - width) // 2, (side - height) // 2))
+        picture, width, height = padded, side, side
+    short = min(width, height)
+    width, height = int(size * width / short), int(size * height / short)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    # rounds down, as transformers; torchvision's CenterCrop can start one pixel later at odd margins
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size))))
+    return rearrange(_normalise(pixels), "h w c -> c h w").contiguous()
+
+
+def preprocess_video(frames: np.ndarray, size: int) -> torch.Tensor:
+    """Clip uint8 (t, h, w, 3) to normalised float32 (t, 3, size, size), as the original's decord transform.
+
+    CLIP mean and standard deviation, short side to `size` by plain bilinear interpolation (pytorchvideo's
+    ShortSideScale has no antialiasing), centre crop. The original then flips half of all clips at random, at
+    inference too; left out, since a flip turns "moves left" into "moves right".
+    """
+    pixels = rearrange(_normalise(torch.from_numpy(frames.copy())), "t h w c -> t c h w")
+    height, width = pixels.shape[2:]
+    if width < height:
+        height, width = int(height / width * size), size
+    else:
+        height, width = size, int(width / height * size)
+    pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
+    top, left = round((height - size) / 2), round((width - size) / 2)  # as torchvision's CenterCropVideo
+    return pixels[:, :, top : top + size, left : left + size].contiguous()
+
+
+def _normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 (..., 3) to float32 (..., 3) with CLIP's statistics."""
+    return (pixels.float() / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
