@@ -1,0 +1,54 @@
+"""Captions: one sentence that says all there is to say about a scene."""
+
+import numpy as np
+
+from minivllava.data.world import Scene, Thing
+
+PICTURE_OPENINGS = ("", "", "there is ", "a picture of ", "the picture shows ", "this is ")
+CLIP_OPENINGS = ("", "", "in the clip, ", "a clip in which ", "the clip shows how ", "here ")
+
+
+def name(thing: Thing) -> str:
+    """Colour and shape, which together no other thing of the scene has: "red circle"."""
+    return f"{thing.colour} {thing.shape}"
+
+
+def full_name(thing: Thing) -> str:
+    """Article, size, colour and shape: "a small red circle"; what grows or shrinks has no size."""
+    return with_article(name(thing) if thing.scales else f"{thing.size} {name(thing)}")
+
+
+def with_article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def at_place(place: str) -> str:
+    """A cell with its preposition: "at the top left", "on the right", "in the centre"."""
+    preposition = {"left": "on", "right": "on", "centre": "in"}.get(place, "at")
+    return f"{preposition} the {place}"
+
+
+def joined(parts: list[str]) -> str:
+    """Join with commas and a last "and"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def medium(scene: Scene) -> str:
+    return "clip" if scene.is_clip else "picture"
+
+
+def action(thing: Thing) -> str:
+    """What a thing does, and where if it stays in its place: "grows on the left", "moves up"."""
+    return thing.motion if thing.moves else f"{thing.motion} {at_place(thing.place)}"
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Describe all things: in a picture line by line, in a clip those that act first, in order of time."""
+    raster = sorted(scene.things, key=lambda thing: (int(3 * thing.y), thing.x))
+    if not scene.is_clip:
+        opening = PICTURE_OPENINGS[rng.integers(len(PICTURE_OPENINGS))]
+        return opening + joined([f"{full_name(thing)} {at_place(thing.place)}" for thing in raster])
+    still = joined([f"{full_name(thing)} {action(thing)}" for thing in raster if not thing.acts] or [""])
+    events = ", then ".join(f"{full_name(thing)} {action(thing)}" for thing in scene.events)
+    opening = CLIP_OPENINGS[rng.integers(len(CLIP_OPENINGS))]
+    return opening + ", while ".join(filter(None, (events, still)))
