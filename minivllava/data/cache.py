@@ -1,0 +1,106 @@
+"""What frozen encoders make of each file, computed once and memory-mapped.
+
+The encoders never change in stages 1 and 2, so neither do their features. They are kept in float32 and are
+the same numbers that the encoder would give again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minivllava.config import ModelConfig
+from minivllava.data.build import cache_dir
+from minivllava.data.dataset import load_pixels
+
+
+class MediaCache:
+    """One array per file, all of one shape, in a memory-mapped .npy file. Called like a dict of tensors."""
+
+    def __init__(self, array: np.ndarray, rows: dict[str, int]):
+        self.array, self.rows = array, rows
+
+    def __getitem__(self, path: str) -> Tensor:
+        # a copy: a tensor over the map itself would be read-only, and warn
+        return torch.from_numpy(self.array[self.rows[path]].copy())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@torch.no_grad()
+def cache_media(
+    files: list[str],
+    kind: str,
+    config: ModelConfig,
+    encode: Callable[[Tensor], Tensor] | None = None,
+    fingerprint: str = "",
+    frames: int | None = None,
+    batch_size: int = 32,
+    dtype: str = "float32",
+    progress: bool = True,
+) -> MediaCache:
+    """Pixels of every file (or `encode(pixels)` of each batch), from the cache where it has them.
+
+    kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`; the cache's
+    key is that, the preprocessing, and each file's path, size and time of change. The file appears under its
+    name only when it is complete.
+    """
+    from tqdm.auto import tqdm
+
+    frames = frames or config.video.frames
+    vision = config.image if kind == "image" else config.video
+    stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    key = json.dumps([kind, vision.image_size, config.aspect, frames, dtype, fingerprint, stamps])
+    name = "features" if encode else "pixels"
+    path = cache_dir() / name / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
+    rows = {file: row for row, file in enumerate(files)}
+    if path.exists() or not files:
+        return MediaCache(np.load(path, mmap_mode="r") if files else np.zeros(0), rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    array = None
+    loader = torch.utils.data.DataLoader(
+        _Files(files, kind, config, frames), batch_size=batch_size, num_workers=0
+    )
+    try:
+        with tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar:
+            for pixels in loader:
+                values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
+                if array is None:
+                    shape = (len(files), *values.shape[1:])
+                    array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=dtype, shape=shape)
+                array[bar.n : bar.n + len(values)] = values
+                bar.update(len(values))
+        array.flush()
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return MediaCache(np.load(path, mmap_mode="r"), rows)
+
+
+class _Files(torch.utils.data.Dataset):
+    """Pixels of files, for a DataLoader."""
+
+    def __init__(self, files: list[str], kind: str, config: ModelConfig, frames: int):
+        self.files, self.kind, self.config, self.frames = files, kind, config, frames
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return load_pixels(self.files[index], self.kind, self.config, self.frames)
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    """A hash of every weight: it changes whenever any of them does."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:20]

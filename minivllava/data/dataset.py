@@ -1,0 +1,214 @@
+"""Records to training samples: LLaVA-format JSON, visuals as pixels or cached features, mixed batches.
+
+    JSON files + media folder -> load_records -> encode_records -> batch of samples -> collate -> Batch
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minivllava.config import ModelConfig
+from minivllava.data.conversation import IGNORE, encode_conversation, placeholders, template
+from minivllava.data.media import preprocess_image, preprocess_video, probe_media, read_image, read_video
+from minivllava.data.tokenizer import Tokenizer, pad_rows
+from minivllava.errors import DataError, MediaError
+
+
+def load_records(files: str | Path | Sequence[str | Path], media: str | Path | None = None):
+    """LLaVA-format JSON (or JSON lines) as a `datasets.Dataset`.
+
+    Columns: `id` (str), `images` and `videos` (lists of paths, under `media`, by default the first file's
+    folder), `visuals` (paths in the order of the placeholders), `conversations` (list of from/value),
+    and `types`, `needs_order` (one per answer), `family` where the embedded world gives them.
+
+    Raises DataError with the file and the record for JSON that cannot be read or breaks the format: wrong
+    keys, turns that do not alternate, placeholders that do not match the files.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    files = [files] if isinstance(files, str | Path) else list(files)
+    root = Path(media) if media is not None else Path(files[0]).parent
+    rows = [_row(record, f"{file}: record {number}", root) for file in files for number, record in _read(file)]
+    if not rows:
+        raise DataError(f"{files[0]} holds no records: a list of conversations is needed.")
+    turn = {"from": Value("string"), "value": Value("string")}
+    text = List(Value("string"))
+    columns = Features(
+        id=Value("string"), images=text, videos=text, visuals=text, conversations=List(turn), types=text,
+        needs_order=List(Value("bool")), family=Value("int64"), where=Value("string"),
+    )  # fmt: skip
+    return Dataset.from_list(rows, features=columns)
+
+
+def _read(file: str | Path) -> Iterable[tuple[int, dict]]:
+    """(number, record) of a file that holds a JSON list, or one JSON object per line."""
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}): name a LLaVA-format JSON file.") from error
+    if text.lstrip()[:1] == "[":
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}: broken JSON at line {error.lineno}: {error.msg}.") from error
+        yield from enumerate(records)
+        return
+    for number, line in enumerate(text.split("\n")):  # not splitlines: JSON may hold other line breaks
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file}: broken JSON at line {number + 1}: {error.msg}.") from error
+
+
+def _row(record, where: str, root: Path) -> dict:
+    """One record checked, its paths resolved and put in the order of its placeholders."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is no object; each record needs 'conversations'.")
+    where += f" (id {record['id']!r})" if "id" in record else ""
+    turns = record.get("conversations")
+    well_formed = isinstance(turns, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
+        for turn in turns
+    )
+    if not turns or not well_formed:
+        raise DataError(f"{where}: 'conversations' must be a list of {{'from': ..., 'value': ...}} texts.")
+    for number, turn in enumerate(turns):
+        if turn["from"] != ("human", "gpt")[number % 2]:
+            raise DataError(f"{where}: turn {number + 1} is from {turn['from']!r}; turns must alternate human, gpt.")
+    files = {kind: _paths(record.get(kind), f"{where}: {kind!r}") for kind in ("image", "video")}
+    wanted = [kind for turn in turns for kind in placeholders(turn["value"])]
+    for kind, paths in files.items():
+        if wanted.count(kind) != len(paths):
+            raise DataError(
+                f"{where} has {wanted.count(kind)} <{kind}> placeholder(s) and {len(paths)} {kind} file(s): "
+                "write one placeholder for each file."
+            )
+    supply = {kind: iter(paths) for kind, paths in files.items()}
+    return {
+        "id": str(record.get("id", where)),
+        "images": [str(root / path) for path in files["image"]],
+        "videos": [str(root / path) for path in files["video"]],
+        "visuals": [str(root / next(supply[kind])) for kind in wanted],
+        "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in turns],
+        "types": record.get("types", []),
+        "needs_order": record.get("needs_order", []),
+        "family": record.get("family", -1),
+        "where": where,
+    }
+
+
+def _paths(value, where: str) -> list[str]:
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise DataError(f"{where} must be a path or a list of paths.")
+    return paths
+
+
+def check_media(records, skip_broken: bool = False, progress: bool = True):
+    """Decodes every file once before training starts. Returns (records, files that were left out).
+
+    Raises MediaError listing all broken files, unless `skip_broken`: then the records that need them go.
+    """
+    from tqdm.auto import tqdm
+
+    broken: dict[str, str] = {}
+    for path in tqdm(unique_files(records), desc="check media", disable=not progress, leave=False):
+        try:
+            probe_media(path)
+        except MediaError as error:
+            broken[path] = str(error)
+    if broken and not skip_broken:
+        listed = "\n  ".join(broken.values())
+        raise MediaError(
+            f"{len(broken)} of the files cannot be used:\n  {listed}\nMend them, or skip them with --skip-broken."
+        )
+    if broken:
+        records = records.filter(lambda row: not any(path in broken for path in row["visuals"]))
+        if not len(records):
+            raise MediaError("No record is left once those with broken files are skipped.")
+    return records, sorted(broken)
+
+
+def unique_files(records, kind: str | None = None) -> list[str]:
+    """Every file that records name, once, in order of first use; `kind` "image" or "video" selects."""
+    columns = {"image": ["images"], "video": ["videos"], None: ["images", "videos"]}[kind]
+    return list(dict.fromkeys(path for column in columns for row in records[column] for path in row))
+
+
+def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tensor:
+    """A file as its encoder wants it: picture (c, h, w) or clip (t, c, h, w), float32, normalised."""
+    if kind == "image":
+        return preprocess_image(read_image(path), config.image.image_size, config.aspect)
+    return preprocess_video(read_video(path, frames), config.video.image_size)
+
+
+class Conversations(torch.utils.data.Dataset):
+    """Encoded records. Item i: dict of `input_ids`, `labels` (lists) and `visuals` (list of tensors).
+
+    load(path, kind) gives a visual's tensor: pixels, or cached features.
+    """
+
+    def __init__(
+        self,
+        records,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        load: Callable[[str, str], Tensor],
+        frames: int | None = None,
+        template_name: str | None = None,
+    ):
+        self.load = load
+        frames = frames or config.video.frames
+        counts = {kind: config.visual_tokens(kind, frames) for kind in ("image", "video")}
+        chat_template = template(template_name or config.template)
+        self.input_ids, self.labels, self.visuals = [], [], []
+        for row in records:
+            kinds = [kind for turn in row["conversations"] for kind in placeholders(turn["value"])]
+            ids, labels = encode_conversation(
+                row["conversations"], tokenizer, chat_template, [counts[kind] for kind in kinds],
+                config.language.context, row["where"],
+            )  # fmt: skip
+            self.input_ids.append(torch.tensor(ids, dtype=torch.int32))
+            self.labels.append(torch.tensor(labels, dtype=torch.int32))
+            self.visuals.append(list(zip(row["visuals"], kinds, strict=True)))
+        if records and not any((labels != IGNORE).any() for labels in self.labels):
+            raise DataError(f"{records[0]['where']} and the rest hold no answer to learn: add gpt turns.")
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict:
+        visuals = [self.load(path, kind) for path, kind in self.visuals[index]]
+        return {"input_ids": self.input_ids[index], "labels": self.labels[index], "visuals": visuals}
+
+    def modalities(self) -> Counter:
+        """How many records hold a picture only, a clip only, both, or neither."""
+        names = {(): "text", ("image",): "image", ("video",): "video", ("image", "video"): "both"}
+        return Counter(names[tuple(sorted({kind for _, kind in visuals}))] for visuals in self.visuals)
+
+
+@dataclass
+class Batch:
+    """A mixed batch: pictures, clips and text in any order."""
+
+    input_ids: Tensor  # (b, s) int64, right-padded with 0; -200 where a visual token goes
+    labels: Tensor  # (b, s) int64; -100 where nothing is learned
+    visuals: list[Tensor]  # of all rows, in order
+
+    def to(self, device) -> "Batch":
+        return Batch(self.input_ids.to(device), self.labels.to(device), [v.to(device) for v in self.visuals])
+
+
+def collate(samples: Sequence[dict]) -> Batch:
+    """Samples of different lengths and modalities as one right-padded batch."""
+    return Batch(
+        input_ids=pad_rows([s["input_ids"] for s in samples], 0),
+        labels=pad_rows([s["labels"] for s in samples], IGNORE),
+        visuals=[visual for s in samples for visual in s["visuals"]],
+    )

@@ -1,0 +1,76 @@
+"""LanguageBind: encoders of several modalities, each bound to one language space by contrast (section 3.1).
+
+Image and text learn together first; every further modality is then bound to the frozen text encoder.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from minivllava.config import TextConfig, VisionConfig
+from minivllava.models.text import TextEncoder
+from minivllava.models.vision import ImageEncoder, VideoEncoder
+
+
+@dataclass(frozen=True)
+class LanguageBindConfig:
+    """Which modalities are bound, the text encoder that binds them, and the width of the joint space."""
+
+    encoders: dict[str, VisionConfig]
+    text: TextConfig
+    embed_dim: int
+
+
+def build_encoder(config: VisionConfig) -> ImageEncoder | VideoEncoder:
+    """The encoder that a vision config describes: with temporal attention or without."""
+    return (VideoEncoder if config.temporal else ImageEncoder)(config)
+
+
+class LanguageBind(nn.Module):
+    """`encoders[modality]`, their projections into the joint space, and the text encoder."""
+
+    def __init__(self, config: LanguageBindConfig):
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict({name: build_encoder(c) for name, c in config.encoders.items()})
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(c.width, config.embed_dim, bias=False) for name, c in config.encoders.items()}
+        )
+        self.text_encoder = TextEncoder(config.text)
+        self.text_projection = nn.Linear(config.text.width, config.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def embed(self, modality: str, pixels: Tensor) -> Tensor:
+        """Unit vectors of pictures (b, c, h, w) or clips (b, t, c, h, w): (b, embed_dim)."""
+        return F.normalize(self.projections[modality](self.encoders[modality](pixels).pooled), dim=-1)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Unit vectors of texts (b, s), right-padded, each ending in the end-of-text token: (b, embed_dim)."""
+        return F.normalize(self.text_projection(self.text_encoder(ids)), dim=-1)
+
+    def forward(self, modality: str, pixels: Tensor, ids: Tensor) -> Tensor:
+        """The contrastive loss of b pairs, a scalar."""
+        return info_nce(self.embed(modality, pixels), self.embed_text(ids), self.logit_scale)
+
+
+def info_nce(visual: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of b pairs of unit vectors (b, e): each must find its partner among b, both ways.
+
+    The scale exp(logit_scale) is capped at 100, as in CLIP. Returns the mean of both cross-entropies. With
+    several processes each scores its own b rows against all processes' columns (LanguageBind's
+    `gather_with_grad` and `local_loss`), so the mean over processes is the loss of the whole batch.
+    """
+    all_visual, all_text, first = visual, text, 0
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        all_visual, all_text = (torch.cat(all_gather(x)) for x in (visual, text))
+        first = dist.get_rank() * len(visual)
+    scale = logit_scale.exp().clamp(max=100)
+    partner = torch.arange(first, first + len(visual), device=visual.device)
+    to_text = F.cross_entropy(scale * visual @ all_text.T, partner)
+    to_visual = F.cross_entropy(scale * text @ all_visual.T, partner)
+    return (to_text + to_visual) / 2

@@ -1,0 +1,136 @@
+"""Video-LLaVA: two encoders, one projector, one language model (the paper's Figure 2).
+
+    picture (c, h, w)    -> image_encoder -> n features          \
+    clip (t, c, h, w)    -> video_encoder -> t * n features       > projector -> visual tokens
+    cached features (n, d) ----------------------------------   /        |
+    text ids -> token embeddings, with visual tokens where the -200s stand -> language_model -> logits
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minivllava.config import ModelConfig
+from minivllava.data.conversation import IGNORE, VISUAL
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import DataError
+from minivllava.models.language import LanguageModel
+from minivllava.models.languagebind import build_encoder
+from minivllava.models.projector import Projector
+
+
+class Loss(NamedTuple):
+    """A summed cross-entropy and over how many tokens, so that parts of a batch add up exactly."""
+
+    total: Tensor  # scalar
+    tokens: Tensor  # scalar, how many labels were learned
+
+
+class VideoLLaVA(nn.Module):
+    """One model for pictures and clips. Make one with `from_pretrained`, or from a config to train it."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.image_encoder = build_encoder(config.image)
+        self.video_encoder = build_encoder(config.video)
+        self.projector = Projector(config.image.width, config.language.width)
+        self.language_model = LanguageModel(config.language)
+        self.freeze_encoders()
+
+    def freeze_encoders(self):
+        """Both encoders stay as alignment left them, in stage 1 and in stage 2."""
+        for encoder in (self.image_encoder, self.video_encoder):
+            encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "VideoLLaVA":
+        super().train(mode)
+        self.image_encoder.eval()
+        self.video_encoder.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.projector.linear1.weight.device
+
+    # from visuals to tokens
+
+    def features(self, visual: Tensor) -> Tensor:
+        """Frozen features of a batch: pictures (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d)."""
+        if visual.ndim == 4:
+            return self.image_encoder.features(visual, self.config.select_layer, self.config.keep_cls_image)
+        features = self.video_encoder.features(visual, self.config.select_layer, self.config.keep_cls_video)
+        return rearrange(features, "b t n d -> b (t n) d")
+
+    def encode_visuals(self, visuals: Sequence[Tensor]) -> Tensor:
+        """Visual tokens of pictures, clips and cached features, mixed, in order: (all their tokens, d).
+
+        Each visual is a picture (c, h, w), a clip (t, c, h, w), or features (n, d) that `features` gave
+        before. Those of one shape run through their encoder as one batch.
+        """
+        found: list[Tensor | None] = [v if v.ndim == 2 else None for v in visuals]
+        for shape in {v.shape for v in visuals if v.ndim > 2}:
+            group = [i for i, v in enumerate(visuals) if v.shape == shape]
+            batch = torch.stack([visuals[i] for i in group]).to(self.projector.linear1.weight)
+            for i, features in zip(group, self.features(batch), strict=True):
+                found[i] = features
+        if not found:  # a batch of text alone still touches the projector, as gradient all-reduce wants it
+            found = [torch.zeros(0, self.config.image.width)]
+        return self.projector(torch.cat(found).to(self.projector.linear1.weight))
+
+    def embed(self, input_ids: Tensor, visuals: Sequence[Tensor]) -> Tensor:
+        """Token embeddings with the visual tokens spliced in where ids are -200: (b, s) -> (b, s, d).
+
+        Raises DataError when the visuals do not fill the -200s exactly.
+        """
+        tokens = self.encode_visuals(visuals)
+        places = input_ids == VISUAL
+        if int(places.sum()) != len(tokens):
+            raise DataError(
+                f"The text holds {int(places.sum())} places for visual tokens and the visuals give "
+                f"{len(tokens)}: give each placeholder its own picture or clip."
+            )
+        embeddings = self.language_model.embed(input_ids.clamp(min=0))
+        return embeddings.masked_scatter(places[..., None], tokens.to(embeddings))
+
+    # training and scoring
+
+    def forward(self, input_ids: Tensor, visuals: Sequence[Tensor] = (), labels: Tensor | None = None):
+        """Logits (b, s, v), right-padded like the ids (b, s); or, given labels (b, s), the Loss.
+
+        The loss needs logits at the learned positions alone: a small part of a sequence of visual tokens.
+        """
+        hidden = self.language_model(self.embed(input_ids, visuals))
+        if labels is None:
+            return self.language_model.logits(hidden)
+        learned = labels[:, 1:] != IGNORE  # position i predicts token i + 1
+        logits = self.language_model.logits(hidden[:, :-1][learned])
+        total = F.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="sum")
+        return Loss(total, learned.sum())
+
+    # use and storage; the code lives in chat.py and checkpoint.py
+
+    def chat(self, question: str, images: Sequence = (), videos: Sequence = (), **options) -> str:
+        """Answers a question about files. See `minivllava.chat.chat`."""
+        from minivllava.chat import chat
+
+        return chat(self, question, images, videos, **options)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options) -> "VideoLLaVA":
+        """Loads a checkpoint folder. See `minivllava.models.checkpoint.load_vllava`."""
+        from minivllava.models.checkpoint import load_vllava
+
+        return load_vllava(path, **options)
+
+    def save_pretrained(self, path: str | Path, **options):
+        """Writes a checkpoint folder. See `minivllava.models.checkpoint.save_vllava`."""
+        from minivllava.models.checkpoint import save_vllava
+
+        save_vllava(self, path, **options)
