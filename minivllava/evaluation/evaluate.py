@@ -1,0 +1,186 @@
+"""Exact-match evaluation of a model, beside the baselines that each withhold something from it.
+
+    model            pictures and clips as they are
+    shuffled frames  clips with their frames in random order
+    single frame     clips whose middle frame stands in for all of them
+    blind            the question without its picture or clip
+    majority         the commonest answer in training to the type of question; no model at all
+"""
+
+import json
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minivllava.chat import answer_prompts
+from minivllava.data.conversation import PLACEHOLDERS, encode_conversation, placeholders, template
+from minivllava.data.dataset import load_pixels, load_records
+from minivllava.errors import DataError
+from minivllava.models.checkpoint import load_vllava
+from minivllava.models.vllava import VideoLLaVA
+
+VIEWS = ("model", "shuffled frames", "single frame", "blind")
+
+
+def evaluate(
+    model: VideoLLaVA, records, view: str = "model", batch_size: int = 64, max_new_tokens: int = 16,
+    progress: bool = True,
+) -> list[dict]:  # fmt: skip
+    """The model's greedy answer to every record's last question, which must be followed by its true answer.
+
+    view: one of VIEWS, above. Returns dicts of `id`, `kind` ("image", "video", "text"), `file`, `type`,
+    `needs_order`, `question`, `truth`, `answer`, `correct` (equal but for case, spaces and a final stop).
+    Raises DataError for a record that does not end in an answer.
+    """
+    from tqdm.auto import tqdm
+
+    visuals = _Visuals(model, view)
+    prompts, rows = [], []
+    for row in records:
+        turns = row["conversations"]
+        if len(turns) < 2 or turns[-1]["from"] != "gpt":
+            raise DataError(f"{row['where']}: evaluation needs a question and its true answer as the last two turns.")
+        turns = turns[:-1] if view != "blind" else [_without_placeholders(turn) for turn in turns[:-1]]
+        kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
+        counts = [model.config.visual_tokens(kind, model.config.video.frames) for kind in kinds]
+        ids, _ = encode_conversation(
+            turns, model.tokenizer, template(model.config.template), counts, model.config.language.context,
+            row["where"],
+        )  # fmt: skip
+        prompts.append(ids)
+        rows.append((row, list(zip(row["visuals"], kinds, strict=False))))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[str] = [""] * len(prompts)
+    with tqdm(total=len(prompts), desc=f"evaluate: {view}", disable=not progress, leave=False) as bar:
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            seen = [[visuals(path, kind) for path, kind in rows[i][1]] for i in chosen]
+            replies = answer_prompts(model, [prompts[i] for i in chosen], seen, max_new_tokens)
+            for i, reply in zip(chosen, replies, strict=True):
+                answers[i] = reply
+            bar.update(len(chosen))
+    return [_prediction(row, answer) for (row, _), answer in zip(rows, answers, strict=True)]
+
+
+class _Visuals:
+    """Features of files as one view shows them, each file encoded once."""
+
+    def __init__(self, model: VideoLLaVA, view: str):
+        self.model, self.view = model, view
+        self.features: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def __call__(self, path: str, kind: str) -> Tensor:
+        if path not in self.features:
+            config = self.model.config
+            pixels = load_pixels(path, kind, config, config.video.frames)
+            if kind == "video" and self.view == "shuffled frames":
+                seed = zlib.crc32(path.rsplit("/", 1)[-1].encode())
+                pixels = pixels[np.random.default_rng(seed).permutation(len(pixels))]
+            if kind == "video" and self.view == "single frame":
+                pixels = pixels[len(pixels) // 2].expand_as(pixels)
+            self.features[path] = self.model.features(pixels[None].to(self.model.device))[0]
+        return self.features[path]
+
+
+def _without_placeholders(turn: dict) -> dict:
+    value = turn["value"]
+    for marker in PLACEHOLDERS:
+        value = value.replace(marker + "\n", "").replace(marker, "")
+    return {"from": turn["from"], "value": value}
+
+
+def _prediction(row: dict, answer: str) -> dict:
+    question, truth = (turn["value"] for turn in row["conversations"][-2:])
+    kind = "video" if row["videos"] else "image" if row["images"] else "text"
+    return {
+        "id": row["id"],
+        "kind": kind,
+        "file": row["visuals"][0] if row["visuals"] else None,
+        "type": row["types"][-1] if row["types"] else "question",
+        "needs_order": bool(row["needs_order"] and row["needs_order"][-1]),
+        "question": question.rsplit("\n", 1)[-1],
+        "truth": truth,
+        "answer": answer,
+        "correct": normalised(answer) == normalised(truth),
+    }
+
+
+def normalised(answer: str) -> str:
+    """Lower case, single spaces, no final full stop: what exact match compares."""
+    return " ".join(answer.lower().split()).rstrip(".")
+
+
+def majority(records, training) -> list[dict]:
+    """Predictions of the commonest training answer to each (kind, type) of question."""
+    commonest: dict[tuple, Counter] = defaultdict(Counter)
+    for row in training:
+        kind = "video" if row["videos"] else "image" if row["images"] else "text"
+        answers = [turn["value"] for turn in row["conversations"][1::2]]
+        for name, answer in zip(row["types"], answers, strict=False):
+            commonest[kind, name][normalised(answer)] += 1
+    predictions = []
+    for row in records:
+        prediction = _prediction(row, "")
+        counts = commonest[prediction["kind"], prediction["type"]]
+        predictions.append(_prediction(row, counts.most_common(1)[0][0] if counts else ""))
+    return predictions
+
+
+def accuracy(predictions: Iterable[dict], **wanted) -> tuple[float | None, int]:
+    """(share correct, how many) of the predictions whose fields have the wanted values; (None, 0) of none."""
+    hits = [p["correct"] for p in predictions if all(p[key] == value for key, value in wanted.items())]
+    return (sum(hits) / len(hits) if hits else None), len(hits)
+
+
+def table(views: dict[str, Sequence[dict]]) -> list[dict]:
+    """Rows of accuracies, one per kind and question type and their totals, with a column for each view.
+
+    Each row: `kind`, `type` ("all" for totals, "needs order" for what only the order of frames tells), `n`,
+    and each view's accuracy.
+    """
+    model = views["model"]
+    rows = []
+    for kind in sorted({p["kind"] for p in model}):
+        of_kind = [p for p in model if p["kind"] == kind]
+        names = ["all", *sorted({p["type"] for p in of_kind})]
+        names += ["needs order"] if any(p["needs_order"] for p in of_kind) else []
+        for name in names:
+            wanted = {"all": {}, "needs order": {"needs_order": True}}.get(name, {"type": name})
+            scores = {view: accuracy(ps, kind=kind, **wanted)[0] for view, ps in views.items()}
+            rows.append({"kind": kind, "type": name, "n": accuracy(model, kind=kind, **wanted)[1], **scores})
+    return rows
+
+
+def evaluate_world(checkpoint: str | Path, world: str | Path, out: str | Path | None = None) -> dict:
+    """All views of the test split and the model on the compositional split, as `tables` and `predictions`.
+
+    Writes the same to `out` (JSON). `world` is a folder that `build_world` made.
+    """
+    model = load_vllava(checkpoint)
+    world = Path(world)
+    test, training = load_records(world / "test.json"), load_records(world / "stage2.json")
+    clips = test.filter(lambda row: bool(row["videos"]))
+    views = {"model": evaluate(model, test)}
+    views |= {view: evaluate(model, clips, view) for view in ("shuffled frames", "single frame")}
+    views |= {"blind": evaluate(model, test, "blind"), "majority": majority(test, training)}
+    unseen = load_records(world / "compositional.json")
+    compositional = {
+        "model": evaluate(model, unseen),
+        "blind": evaluate(model, unseen, "blind"),
+        "majority": majority(unseen, training),
+    }
+    results = {
+        "tables": {"test": table(views), "compositional": table(compositional)},
+        "predictions": {"test": views, "compositional": compositional},
+    }
+    if out is not None:
+        out = Path(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results))
+    return results

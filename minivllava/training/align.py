@@ -1,0 +1,124 @@
+"""Alignment before projection: encoders are bound to the text encoder by contrast (LanguageBind, section 3).
+
+`align_image` trains image and text encoders together, as CLIP was. `align_video` then freezes the text
+encoder and binds the video encoder to it: its temporal parts learn, its spatial weights stay the image
+encoder's, and a share of the patches is hidden at each step.
+
+Batches take whole families of the embedded world: a scene beside siblings that differ in one attribute. So
+the other captions of a batch cannot be told apart by colour alone, which is what lets shapes be bound.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.data.cache import MediaCache, cache_media
+from minivllava.data.dataset import unique_files
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.models.languagebind import LanguageBind
+from minivllava.models.vision import VideoEncoder
+from minivllava.models.vllava import Loss
+from minivllava.training.language import only
+from minivllava.training.loop import Task, train
+
+
+@dataclass
+class Pairs:
+    """A batch of visuals (b, ...) and their captions' ids (b, s)."""
+
+    pixels: Tensor
+    ids: Tensor
+
+    def to(self, device) -> "Pairs":
+        return Pairs(self.pixels.to(device), self.ids.to(device))
+
+
+def align_image(
+    model: LanguageBind, records, tokenizer: Tokenizer, config: ModelConfig, training: TrainingConfig,
+    folder: str | Path, **options,
+) -> list[dict]:  # fmt: skip
+    """Trains image encoder, text encoder, projections and temperature together. Returns the log."""
+    only(model, model.encoders["image"], model.projections["image"], model.text_encoder, model.text_projection)
+    model.logit_scale.requires_grad_(True)
+    return _align(model, "image", records, tokenizer, config, training, folder, **options)
+
+
+def align_video(
+    model: LanguageBind, records, tokenizer: Tokenizer, config: ModelConfig, training: TrainingConfig,
+    folder: str | Path, **options,
+) -> list[dict]:  # fmt: skip
+    """Binds the video encoder, begun from the image encoder, to the frozen text encoder. Returns the log.
+
+    What learns: temporal attention, norms and embeddings, the projection and the temperature.
+    """
+    video = model.encoders["video"]
+    start = VideoEncoder.from_image_encoder(video.config, model.encoders["image"])
+    video.load_state_dict(start.state_dict())
+    model.projections["video"].load_state_dict(model.projections["image"].state_dict())
+    only(model, model.projections["video"])
+    for parameter in (*video.temporal_parameters(), model.logit_scale):
+        parameter.requires_grad_(True)
+    return _align(model, "video", records, tokenizer, config, training, folder, **options)
+
+
+def _align(model, modality, records, tokenizer, config, training, folder, **options) -> list[dict]:
+    files = unique_files(records, modality)
+    cache = cache_media(files, modality, config, dtype="float16")
+    captions = [row["conversations"][-1]["value"] for row in records]
+    task = contrastive_task(
+        modality, cache, [row["visuals"][0] for row in records], captions, records["family"], tokenizer,
+        config.text.context, training,
+    )  # fmt: skip
+    return train(model, task, training, folder, label=f"align {modality}", **options)
+
+
+def contrastive_task(
+    modality: str,
+    cache: MediaCache,
+    files: list[str],
+    captions: list[str],
+    families: list[int],
+    tokenizer: Tokenizer,
+    context: int,
+    training: TrainingConfig,
+) -> Task:
+    """Symmetric InfoNCE over pairs of a file and its caption."""
+
+    def collate(indices) -> Pairs:
+        pixels = torch.stack([cache[files[i]] for i in indices]).float()
+        return Pairs(pixels, tokenizer.pad_texts([captions[i] for i in indices], context))
+
+    def loss(model: nn.Module, batch: Pairs) -> Loss:
+        pairs = len(batch.ids)
+        return Loss(model(modality, batch.pixels, batch.ids) * pairs, torch.tensor(pairs))
+
+    return Task(
+        plan=family_batches(families, training.batch_size, training.seed),
+        collate=collate,
+        count=lambda batch: len(batch.ids),
+        loss=loss,
+    )
+
+
+def family_batches(families: list[int], batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """A plan whose batches hold whole families where those exist (family -1: a record on its own)."""
+    members: dict[int, list[int]] = {}
+    for index, family in enumerate(families):
+        members.setdefault(family if family >= 0 else -1 - index, []).append(index)
+    groups = list(members.values())
+
+    def plan(step: int) -> np.ndarray:
+        chosen: list[int] = []
+        order = np.random.default_rng([seed, step]).permutation(len(groups))
+        for group in order:
+            chosen += groups[group]
+            if len(chosen) >= batch_size:
+                break
+        return np.array(chosen[:batch_size])
+
+    return plan

@@ -1,0 +1,63 @@
+"""Language pre-training, on text alone: the part that Vicuna plays in the paper.
+
+The text-only conversations describe scenes in words and ask about them, so the language model knows how to
+answer from a description before it ever sees a visual token.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minivllava.config import TrainingConfig
+from minivllava.data.conversation import IGNORE
+from minivllava.data.dataset import Conversations, collate
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import DataError
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.loop import Task, shuffled_batches, train
+
+
+def train_tokenizer(records, vocab_size: int, sample: int = 5000) -> Tokenizer:
+    """Byte-level BPE on the first `sample` conversations of a text-only set."""
+    rows = records.select(range(min(sample, len(records))))
+    texts = (f" {turn['value']} USER: ASSISTANT:" for row in rows for turn in row["conversations"])
+    return Tokenizer.train(texts, vocab_size)
+
+
+def conversation_task(dataset: Conversations, config: TrainingConfig) -> Task:
+    """Next-token prediction of the answers in a set of conversations."""
+
+    def loss(model: nn.Module, batch):
+        return model(batch.input_ids, batch.visuals, batch.labels)
+
+    return Task(
+        plan=shuffled_batches(len(dataset), config.batch_size, config.seed),
+        collate=lambda indices: collate([dataset[int(i)] for i in indices]),
+        count=lambda batch: int((batch.labels[:, 1:] != IGNORE).sum()),
+        loss=loss,
+        lengths=torch.tensor([len(ids) for ids in dataset.input_ids]).numpy(),
+    )
+
+
+def pretrain_language(
+    model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options
+) -> list[dict]:
+    """Trains `model.language_model` on text-only records; all else stays as it is. Returns the log.
+
+    Raises DataError when a record holds a visual.
+    """
+
+    def no_visual(path: str, kind: str):
+        raise DataError(f"{path}: language pre-training reads text alone; leave records with media out.")
+
+    dataset = Conversations(records, model.tokenizer, model.config, no_visual)
+    only(model, model.language_model)
+    return train(model, conversation_task(dataset, config), config, folder, label="language", **options)
+
+
+def only(model: nn.Module, *parts: nn.Module):
+    """Lets exactly these parts of a model learn."""
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)

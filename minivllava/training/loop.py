@@ -1,0 +1,241 @@
+"""The one training loop: AdamW, warm-up and cosine, clipping, accumulation, exact resume; on `accelerate`.
+
+A run is a function of (config, step): which samples step i takes, its learning rate and its random seed all
+follow from i. So a run that was stopped continues to the same weights as one that never was, and N processes
+take the same steps as one. Each batch's loss is the sum over its learned tokens divided by their number in
+the whole batch, however it is cut into processes and accumulation steps.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from minivllava.config import TrainingConfig, to_dict
+from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models.checkpoint import check_tensors, load_tensors, save_tensors, write_folder
+from minivllava.models.vllava import Loss
+
+
+@dataclass
+class Task:
+    """What a training step does: which samples, how they form a batch, and its loss."""
+
+    plan: Callable[[int], np.ndarray]  # step -> indices of that step's samples
+    collate: Callable[[Sequence[int]], Any]  # indices -> a batch with `.to(device)`
+    count: Callable[[Any], int]  # learned tokens (or pairs) of a batch
+    loss: Callable[[nn.Module, Any], Loss]
+    lengths: np.ndarray | None = None  # of each sample; accumulation steps are cut along them to pad less
+
+
+def shuffled_batches(samples: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """A plan that walks through one random order of all samples after another, without end."""
+
+    def plan(step: int) -> np.ndarray:
+        first = step * batch_size
+        epochs = range(first // samples, (first + batch_size - 1) // samples + 1)
+        stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(samples) for epoch in epochs])
+        offset = first - epochs[0] * samples
+        return stream[offset : offset + batch_size]
+
+    return plan
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then a cosine to zero."""
+    warmup = max(1, math.ceil(config.warmup * config.steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, config.steps - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    config: TrainingConfig,
+    folder: str | Path,
+    label: str = "train",
+    device: str | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Trains the parameters that require a gradient, in place.
+
+    folder: where the state is kept while the run is unfinished (`state/`, every `checkpoint_every` steps);
+    a run that finds a state continues from it. device: "cpu" keeps off an accelerator that is there.
+
+    Returns the log: dicts of `step`, `loss` (mean since the last), `learning_rate`, `grad_norm`, `seconds`,
+    `tokens` (learned), `waiting` (share of the time spent on data). Raises CheckpointError when the state
+    belongs to another run, ConfigError when the batch does not divide.
+    """
+    from accelerate import Accelerator
+    from tqdm.auto import tqdm
+
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    if config.batch_size % (ranks * config.accumulation):
+        raise ConfigError(
+            f"batch_size {config.batch_size} is not a multiple of {ranks} process(es) x {config.accumulation} "
+            "accumulation step(s)."
+        )
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(_groups(parameters, config), lr=config.learning_rate, betas=config.betas)
+    model.train()
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    state = _State(Path(folder) / "state", parameters, optimizer, config)
+    start, log = state.load()
+
+    bar = tqdm(
+        total=config.steps, initial=start, desc=label, unit="step",
+        disable=not (progress and accelerator.is_main_process),
+    )  # fmt: skip
+    window = _Window()
+    for step in range(start, config.steps):
+        torch.manual_seed(((config.seed * 1_000_003) + step) * 1_009 + rank)
+        rate = learning_rate(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        began = time.perf_counter()
+        indices = task.plan(step)
+        if task.lengths is not None:
+            indices = indices[np.argsort(task.lengths[indices], kind="stable")]
+        parts = [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
+        window.waiting += time.perf_counter() - began
+
+        counts = [task.count(part) for part in parts]
+        learned = accelerator.reduce(torch.tensor(sum(counts), device=accelerator.device), "sum").clamp(min=1)
+        total = torch.zeros((), device=accelerator.device)
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
+                loss = task.loss(wrapped, part.to(accelerator.device)).total
+                # gradients are averaged over processes; the sum is wanted
+                accelerator.backward(loss / learned * ranks)
+            total += loss.detach()
+        norm = accelerator.clip_grad_norm_(list(parameters.values()), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        window.add(float(accelerator.reduce(total, "sum") / learned), int(learned), float(norm))
+        if not math.isfinite(window.losses[-1]):
+            raise FloatingPointError(f"{label}: the loss is not finite at step {step}; lower the learning rate.")
+        bar.update()
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+            log.append({"step": step + 1, "learning_rate": rate, **window.close()})
+            bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", lr=f"{rate:.1e}")
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            if accelerator.is_main_process:
+                state.save(step + 1, log)
+            accelerator.wait_for_everyone()
+    bar.close()
+    model.eval()
+    return log
+
+
+def _groups(parameters: dict[str, nn.Parameter], config: TrainingConfig) -> list[dict]:
+    """Weight decay for matrices alone; norms, biases, embeddings of positions and scales go without."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+class _Window:
+    """What happened since the last line of the log."""
+
+    def __init__(self):
+        self.close()
+
+    def add(self, loss: float, tokens: int, norm: float):
+        self.losses.append(loss)
+        self.tokens += tokens
+        self.norm = norm
+
+    def close(self) -> dict:
+        now = time.perf_counter()
+        line = {}
+        if getattr(self, "losses", None):
+            seconds = now - self.began
+            line = {
+                "loss": sum(self.losses) / len(self.losses),
+                "grad_norm": self.norm,
+                "seconds": seconds,
+                "tokens": self.tokens,
+                "waiting": self.waiting / seconds,
+            }
+        self.losses, self.tokens, self.norm, self.waiting, self.began = [], 0, 0.0, 0.0, now
+        return line
+
+
+class _State:
+    """An unfinished run on disk: trained weights and AdamW's moments (safetensors), step and log (JSON)."""
+
+    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, config: TrainingConfig):
+        self.folder, self.parameters, self.optimizer = folder, parameters, optimizer
+        self.config = to_dict(config)
+
+    def save(self, step: int, log: list[dict]):
+        moments = {
+            f"{key}.{name}": self.optimizer.state[p][key]
+            for name, p in self.parameters.items()
+            if p in self.optimizer.state  # a part that got no gradient yet has no moments
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        counts = {
+            name: float(self.optimizer.state[p]["step"])
+            for name, p in self.parameters.items()
+            if p in self.optimizer.state
+        }
+        card = {"step": step, "config": self.config, "updates": counts, "log": log}
+
+        def write(folder: Path):
+            save_tensors(self.parameters, folder / "weights.safetensors")
+            save_tensors(moments, folder / "optimizer.safetensors")
+            (folder / "state.json").write_text(json.dumps(card))
+
+        write_folder(self.folder, write)
+
+    def load(self) -> tuple[int, list[dict]]:
+        """(first step to do, log so far); puts weights and moments in place."""
+        if not self.folder.exists():
+            return 0, []
+        try:
+            card = json.loads((self.folder / "state.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{self.folder} cannot be read ({error}): delete it to start over.") from error
+        if card["config"] != self.config:
+            changed = [key for key in self.config if card["config"].get(key) != self.config[key]]
+            raise CheckpointError(
+                f"{self.folder} is of a run with another {', '.join(changed)}: give this run another name, or delete "
+                "that folder to start over."
+            )
+        weights = load_tensors(self.folder / "weights.safetensors")
+        check_tensors(self.parameters, weights, self.folder)
+        moments = load_tensors(self.folder / "optimizer.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+                if name in card["updates"]:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.tensor(card["updates"][name]),
+                        # copies: tensors that were equal are stored once and must not stay one
+                        **{
+                            k: moments[f"{k}.{name}"].to(parameter.device, copy=True)
+                            for k in ("exp_avg", "exp_avg_sq")
+                        },
+                    }
+        return card["step"], card["log"]
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files (of several that `accelerate launch` started)."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,197 @@
+"""Whole runs: the four training steps in order, each kept on disk when it is done and never done twice.
+
+    runs/NAME/
+        run.json                    the preset, the data and the software that made it
+        language/ languagebind/     parts, when trained from scratch
+        stage1/ model/              checkpoints; model/ is the finished Video-LLaVA
+        log.json                    every training step's log
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minivllava import __version__
+from minivllava.config import ModelConfig, Preset, TrainingConfig, to_dict
+from minivllava.data.build import build_world
+from minivllava.data.dataset import check_media, load_records
+from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models.checkpoint import load_language, load_languagebind, load_vllava, save_model
+from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.align import align_image, align_video
+from minivllava.training.language import pretrain_language, train_tokenizer
+from minivllava.training.loop import is_main_process
+from minivllava.training.stages import stage1, stage2
+
+
+class Run:
+    """A run's folder: which steps are done, and their logs."""
+
+    def __init__(self, folder: str | Path, description: dict):
+        self.folder = Path(folder)
+        file = self.folder / "run.json"
+        if file.exists():
+            known = json.loads(file.read_text())
+            changed = [key for key in description if known.get(key) != description[key]]
+            if changed:
+                raise CheckpointError(
+                    f"{self.folder} is a run with another {', '.join(changed)}: give this run another name, or delete "
+                    "that folder."
+                )
+        elif is_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(description | {"made_with": environment()}, indent=1) + "\n")
+        self.barrier()
+
+    def step(self, name: str, train: Callable[[Path], list[dict]], save: Callable[[Path], None]) -> Path:
+        """Trains and saves, unless that was done before. Returns the step's checkpoint folder."""
+        path = self.folder / name
+        if not (path / "config.json").exists():
+            log = train(self.folder / f"{name}-unfinished")
+            if is_main_process():
+                save(path)
+                self.write_log(name, log)
+            self.barrier()
+        return path
+
+    def write_log(self, name: str, log: list[dict]):
+        logs = self.logs() | {name: log}
+        (self.folder / "log.json").write_text(json.dumps(logs) + "\n")
+
+    def logs(self) -> dict[str, list[dict]]:
+        """Each finished step's log."""
+        file = self.folder / "log.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    @staticmethod
+    def barrier():
+        """Waits until every process of the run is here."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+
+def environment() -> dict:
+    """What made a result: machine, versions, commit where there is one."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return {
+        "minivllava": __version__,
+        "commit": commit.stdout.strip() or None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {device}",
+    }
+
+
+def train_from_scratch(preset: Preset, folder: str | Path, **options) -> VideoLLaVA:
+    """All four steps, from nothing: language, alignment (image, then video), stage 1, stage 2."""
+    world = build_world(preset.world)
+    run = Run(folder, {"preset": to_dict(preset), "start": "scratch"})
+    texts = load_records(world / "text.json")
+    path = run.folder / "language"
+    if not (path / "config.json").exists():
+        tokenizer = train_tokenizer(texts, preset.model.language.vocab_size)
+        config = _with_vocabulary(preset.model, len(tokenizer))
+        torch.manual_seed(preset.language.seed)
+        model = VideoLLaVA(config, tokenizer)
+        run.step(
+            "language",
+            lambda state: pretrain_language(model, texts, preset.language, state, **options),
+            lambda path: save_model(model.language_model, path, "language", tokenizer=tokenizer),
+        )
+    language, tokenizer = load_language(path)
+    config = _with_vocabulary(preset.model, len(tokenizer))
+
+    torch.manual_seed(preset.align_image.seed)
+    bound = LanguageBind(LanguageBindConfig({"image": config.image, "video": config.video}, config.text, config.embed_dim))
+    for name, align, recipe in (
+        ("image", align_image, preset.align_image),
+        ("video", align_video, preset.align_video),
+    ):
+        records = load_records(world / f"align_{name}s.json".replace("videos", "clips"))
+        path = run.step(
+            f"languagebind-{name}",
+            lambda state: align(bound, records, tokenizer, config, recipe, state, **options),  # noqa: B023
+            lambda path: save_model(bound, path, "languagebind", tokenizer=tokenizer),
+        )
+        bound, _ = load_languagebind(path)
+    return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
+
+
+def train_from_parts(preset: Preset, parts: str | Path, folder: str | Path, **options) -> VideoLLaVA:
+    """Stage 1 and stage 2, as the paper does them: from encoders and a language model that are there already.
+
+    parts: a folder that holds `languagebind/` and `language/`. Raises ConfigError when their sizes are not
+    the preset's.
+    """
+    bound, tokenizer = load_languagebind(Path(parts) / "languagebind")
+    language, _ = load_language(Path(parts) / "language")
+    config = _with_vocabulary(preset.model, len(tokenizer))
+    world = build_world(preset.world)
+    run = Run(folder, {"preset": to_dict(preset), "start": str(parts)})
+    return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
+
+
+def finetune(
+    init: str | Path, files, media, training: TrainingConfig, folder: str | Path,
+    skip_broken: bool = False, **options,
+) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
+    """Stage 2 on your own records, from a finished checkpoint. Returns the model and the files left out.
+
+    Every file is checked before training starts; broken ones raise MediaError, unless `skip_broken`.
+    """
+    records = load_records(files, media)
+    records, skipped = check_media(records, skip_broken, options.get("progress", True))
+    model = load_vllava(init)
+    run = Run(folder, {"training": to_dict(training), "start": str(init), "data": [str(f) for f in files]})
+    path = run.step(
+        "model",
+        lambda state: stage2(model, records, training, state, **options),
+        lambda path: model.save_pretrained(path),
+    )
+    return load_vllava(path), skipped
+
+
+def assemble(config: ModelConfig, bound: LanguageBind, language, tokenizer) -> VideoLLaVA:
+    """A Video-LLaVA from bound encoders and a language model; its projector is new (seed 0).
+
+    Raises ConfigError when a part has other sizes than the config.
+    """
+    found = {**bound.config.encoders, "text": bound.config.text, "language": language.config}
+    for name, part in found.items():
+        wanted = getattr(config, name, part)
+        if part != wanted:
+            raise ConfigError(f"The {name} part is {part}, and the preset wants {wanted}: use the parts' own preset.")
+    torch.manual_seed(0)
+    model = VideoLLaVA(config, tokenizer)
+    model.image_encoder.load_state_dict(bound.encoders["image"].state_dict())
+    model.video_encoder.load_state_dict(bound.encoders["video"].state_dict())
+    model.language_model.load_state_dict(language.state_dict())
+    return model
+
+
+def _stages(model: VideoLLaVA, preset: Preset, world: Path, run: Run, **options) -> VideoLLaVA:
+    for name, stage, recipe in (("stage1", stage1, preset.stage1), ("model", stage2, preset.stage2)):
+        records = load_records(world / ("stage1.json" if name == "stage1" else "stage2.json"))
+        path = run.step(
+            name,
+            lambda state: stage(model, records, recipe, state, **options),  # noqa: B023
+            lambda path: model.save_pretrained(path),
+        )
+        model = load_vllava(path)
+    return model
+
+
+def _with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:
+    """The config with as many tokens as the tokenizer came to have."""
+    return replace(
+        config,
+        text=replace(config.text, vocab_size=size),
+        language=replace(config.language, vocab_size=size),
+    )
