@@ -3,9 +3,9 @@
     make lock        or        python3.11 .ci/lock.py .ci/constraints.txt [TORCH]
 
 Installs the project with all extras into a throwaway environment and writes what pip chose. Then asks, for
-each newer Python, whether the pins that are compiled for one Python have a wheel there; where one has not, the
-newest version that has takes its place behind an environment marker. torch keeps the version of the old lock
-unless another is given: plain "newest" could bring gigabytes of CUDA packages. About 5 minutes on two cores.
+each newer Python, whether the packages compiled for one Python only have a wheel of that version there; where
+one has not, the newest version that has takes its place behind an environment marker. torch keeps the version
+of the old lock unless another is given: plain "newest" could bring gigabytes of CUDA packages. About 8 minutes.
 """
 
 import json
@@ -55,6 +55,8 @@ def adapt(python: Path, version: str, pins: dict[str, str], names: set[str]) -> 
         answer = subprocess.run(
             [python, "-m", "pip", "index", "versions", name, *options], capture_output=True, text=True
         )
+        if answer.returncode and "No matching distribution" not in answer.stderr:
+            sys.exit(f"pip could not look up {name}:\n{answer.stderr}")
         offers = json.loads(answer.stdout)["versions"] if answer.returncode == 0 else []
         if pins[name] not in offers:
             adapted[name] = offers[0] if offers else pins[name]

@@ -1,6 +1,7 @@
 """The command line: train, demo, ask, evaluate, data, bench."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -180,6 +181,7 @@ def _print_results(results: dict):
 def data(
     preset: Preset = "tiny",
     change: Changes = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Also copy the world's folder to this new one.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also draw a sheet of examples into this PNG.")] = None,
     inspect: Annotated[Path | None, typer.Option(help="Check and count a LLaVA-format JSON file instead.")] = None,
     media: Annotated[Path | None, typer.Option(help="With --inspect: where its paths start.")] = None,
@@ -202,8 +204,12 @@ def data(
 
     world = build_world(override(named_preset(preset), *change).world)
     print(f"Shapes in Motion: {world}")
-    for file in sorted(world.glob("*.json")):
+    for file in sorted(set(world.glob("*.json")) - {world / "config.json"}):
         print(f"  {file.name}: {len(json.loads(file.read_text()))} records")
+    if out is not None:
+        if out.exists():
+            raise DataError(f"{out} is there already: name a new folder, or delete that one.")
+        shutil.copytree(world, out)
     if sheet is not None:
         from minivllava.figures import example_sheet
 

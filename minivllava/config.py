@@ -1,4 +1,4 @@
-"""Sizes and recipes: one frozen dataclass per part, and the presets `demo`, `tiny`, `small` and `paper`.
+"""Sizes and recipes: one frozen dataclass per part, and the presets `sample`, `demo`, `tiny`, `small`, `paper`.
 
 Vary a preset with `dataclasses.replace`, or with `override(preset, "stage2.steps=500")`.
 """
@@ -156,10 +156,10 @@ def _tiny() -> Preset:
             aspect="square",
         ),
         world=WorldConfig(
-            images=12_000, clips=8_000, align_images=24_000, align_clips=10_000, text_documents=60_000
+            images=12_000, clips=8_000, align_images=24_000, align_clips=10_000, text_documents=40_000
         ),
         language=TrainingConfig(
-            steps=1500, batch_size=32, learning_rate=2e-3, weight_decay=0.01, accumulation=2
+            steps=1200, batch_size=32, learning_rate=2e-3, weight_decay=0.01, accumulation=2
         ),
         align_image=TrainingConfig(steps=1800, batch_size=256, learning_rate=1e-3, weight_decay=0.1),
         align_video=TrainingConfig(steps=1000, batch_size=64, learning_rate=1e-3, weight_decay=0.1),
@@ -181,6 +181,24 @@ def _demo() -> Preset:
         stage1=with_changes(tiny.stage1, steps=200),
         stage2=with_changes(tiny.stage2, steps=700),
     )  # fmt: skip
+
+
+def _sample() -> Preset:
+    """The few scenes of `data/sample`; the tiny model for a few steps, to see that everything runs."""
+    world = WorldConfig(
+        images=6, clips=6, align_images=8, align_clips=4, text_documents=20, validation=1, test=2, compositional=1
+    )
+    few = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}
+    return with_changes(
+        _tiny(),
+        name="sample",
+        world=world,
+        language=TrainingConfig(**few),
+        align_image=TrainingConfig(**few),
+        align_video=TrainingConfig(**few),
+        stage1=TrainingConfig(**few),
+        stage2=TrainingConfig(**few),
+    )
 
 
 def _small() -> Preset:
@@ -227,7 +245,7 @@ def _paper() -> Preset:
     )
 
 
-PRESETS = types.MappingProxyType({"demo": _demo, "tiny": _tiny, "small": _small, "paper": _paper})
+PRESETS = types.MappingProxyType({"sample": _sample, "demo": _demo, "tiny": _tiny, "small": _small, "paper": _paper})
 
 
 def preset(name: str) -> Preset:

@@ -270,7 +270,7 @@ def test_records_without_an_answer_teach_nothing(tmp_path):
 @settings(deadline=None, max_examples=60)
 @given(st.text())
 def test_any_text_comes_back(text):
-    ids, spans = TOKENIZER.encode(text)
+    ids = TOKENIZER.encode(text)
     special = [name for name in ("<unk>", "<s>", "</s>", "<eot>") if name in text]
     assert special or TOKENIZER.decode(ids) == text
     assert len(ids) == len(spans) and max(ids, default=0) < len(TOKENIZER)
@@ -287,7 +287,7 @@ def test_every_byte_and_every_script_comes_back():
         "  two  spaces\n\n",
         "ﷺ\u202e",
     ):
-        assert TOKENIZER.decode(TOKENIZER.encode(text)[0]) == text
+        assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
     ids, _ = encode("short", "a\0b <image> 圆?", "тём\0но", visual_tokens=[1])
     assert TOKENIZER.decode([i for i in ids if i != VISUAL]) == "USER: a\0b  圆? ASSISTANT: тём\0но"
 
@@ -295,7 +295,7 @@ def test_every_byte_and_every_script_comes_back():
 def test_special_tokens_and_their_places(tmp_path):
     assert (TOKENIZER.pad, TOKENIZER.bos, TOKENIZER.eos) == (0, 1, 2)
     assert TOKENIZER.eot == len(TOKENIZER) - 1, "the text encoder pools at the largest id"
-    assert TOKENIZER.decode([1, *TOKENIZER.encode("red")[0], 2, TOKENIZER.eot]) == "red"
+    assert TOKENIZER.decode([1, *TOKENIZER.encode("red"), 2, TOKENIZER.eot]) == "red"
     rows = TOKENIZER.pad_texts(["red", "a long text that does not fit into it"], context=8)
     assert rows.shape == (2, 8)
     assert rows[:, 0].tolist() == [1, 1] and rows.argmax(1).tolist() == [rows[0].ne(0).sum() - 1, 7]

@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 
-from minivllava.data.captions import caption
 from minivllava.data.questions import Turn, describe, turns
 from minivllava.data.render import render, render_depth
 from minivllava.data.siblings import FAMILY, sample_family
@@ -89,8 +88,9 @@ def world_folder(config: WorldConfig, root: str | Path | None = None) -> Path:
     return Path(root or cache_dir()) / f"shapes-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
 
 
-def build_world(config: WorldConfig, root: str | Path | None = None, workers: int = 2,
-                progress: bool = True) -> Path:
+def build_world(
+    config: WorldConfig, root: str | Path | None = None, workers: int = 2, progress: bool = True
+) -> Path:
     """Make the world, unless it is there already, and return its folder.
 
     An interrupted build leaves nothing under that name; of two builds at once, the first to end counts.
@@ -171,9 +171,14 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
     if job.split == "align":
         family = sample_family(config.seed, job.index, job.clip, config.frames)
         records = [
-            _record(f"{name}-{i}", _write_media(config, folder, job.split, FAMILY * job.index + i, scene),
-                    [describe(scene, rng)]) | {"family": job.index}
-            for i, scene in enumerate(family)]
+            _record(
+                f"{name}-{i}",
+                _write_media(config, folder, job.split, FAMILY * job.index + i, scene),
+                [describe(scene, rng)],
+            )
+            | {"family": job.index}
+            for i, scene in enumerate(family)
+        ]
         return {"align_clips" if job.clip else "align_images": records}
 
     scene = sample_scene(config.seed, job.split, job.index, job.clip, config.frames)
@@ -182,8 +187,10 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
         conversation = turns(scene, rng, config.turns)
         if rng.random() < 0.1:
             conversation[rng.integers(len(conversation))] = describe(scene, rng)
-        return {"stage1": [_record(name, media, [describe(scene, rng)])],
-                "stage2": [_record(name, media, conversation)]}
+        return {
+            "stage1": [_record(name, media, [describe(scene, rng)])],
+            "stage2": [_record(name, media, conversation)],
+        }
     held_out = [thing for thing in scene.things if thing.pair in HELD_OUT]
     focus = held_out[0] if held_out else None
     asked = turns(scene, rng, config.questions, focus, conversation=False)
@@ -214,5 +221,10 @@ def _record(name: str, media: dict[str, str], conversation: list[Turn]) -> dict:
     for turn in conversation:
         spoken += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer}]
     spoken[0]["value"] = placeholder + spoken[0]["value"]
-    return {"id": name, **media, "conversations": spoken, "types": [turn.type for turn in conversation],
-            "needs_order": [turn.needs_order for turn in conversation]}
+    return {
+        "id": name,
+        **media,
+        "conversations": spoken,
+        "types": [turn.type for turn in conversation],
+        "needs_order": [turn.needs_order for turn in conversation],
+    }

@@ -78,7 +78,7 @@ def encode_conversation(
                     )
                 new, keep = [VISUAL] * counts.pop(0), False
             else:
-                new, keep = tokenizer.encode(piece)[0], learned
+                new, keep = tokenizer.encode(piece), learned
             ids += new
             labels += new if keep else [IGNORE] * len(new)
     if counts:

@@ -27,9 +27,25 @@ NUMBERS = ("zero", "one", "two", "three")
 POPULAR = tuple(PAIRS[i] for i in np.argsort(-PAIR_WEIGHTS, kind="stable")[:12])
 APART = 0.2  # how far two things are apart on an axis before one is "left of" or "above" the other
 
-
 # Tried more often in a conversation: earlier turns give the first two away most, the others suit few scenes.
 OFTEN = ("colour", "colour", "shape", "shape", "motion", "order", "order")
+
+# {} is the thing asked about (or the kind counted), {m} "picture" or "clip".
+PHRASINGS = {
+    "colour": ("What colour is {}?", "What is the colour of {}?", "Which colour does {} have?",
+               "Tell me the colour of {}."),
+    "shape": ("What shape is {}?", "What is the shape of {}?", "Which shape does {} have?",
+              "Tell me the shape of {}."),
+    "size": ("What size is {}?", "How big is {}?", "What is the size of {}?", "Is {} {} or {}?"),
+    "count": ("How many {} are there?", "How many {} are in the {m}?", "How many {} does the {m} show?",
+              "Count the {}."),
+    "position": ("Where is {}?", "What is the position of {}?", "Which part of the {m} is {} in?",
+                 "In what place is {}?"),
+    "existence": ("Is there {}?", "Is there {} in the {m}?", "Can you see {}?", "Does the {m} show {}?"),
+    "motion": ("What does {} do?", "What happens to {}?", "What is {} doing?", "How does {} change?"),
+    "describe": ("Describe the {m}.", "What does the {m} show?", "Give a caption of the {m}.",
+                 "What is in the {m}?", "Tell me what you see in the {m}."),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,8 +58,9 @@ class Turn:
     needs_order: bool = False
 
 
-def turns(scene: Scene, rng: np.random.Generator, count: int, focus: Thing | None = None,
-          conversation: bool = True) -> list[Turn]:
+def turns(
+    scene: Scene, rng: np.random.Generator, count: int, focus: Thing | None = None, conversation: bool = True
+) -> list[Turn]:
     """Ask up to `count` different questions, types as even as the scene allows.
 
     In a conversation nothing is asked that an earlier turn gives away: "the red circle" in one question would
@@ -64,7 +81,8 @@ def turns(scene: Scene, rng: np.random.Generator, count: int, focus: Thing | Non
 
 def _given_away(turn: Turn, scene: Scene, earlier: list[Turn]) -> bool:
     """Whether the words of earlier turns tell this one's answer."""
-    told = " ".join(f"{turn.question} {turn.answer}" for turn in earlier if turn.answer not in ("no", "zero"))
+    affirmed = [other for other in earlier if other.answer not in ("no", "zero")]
+    told = " ".join(f"{other.question} {other.answer}" for other in affirmed)
     if turn.type in ("colour", "shape"):
         return turn.answer in told
     if turn.type == "size":
@@ -81,9 +99,8 @@ def _given_away(turn: Turn, scene: Scene, earlier: list[Turn]) -> bool:
 
 def describe(scene: Scene, rng: np.random.Generator) -> Turn:
     """A request for a caption, and the caption."""
-    what = pick(rng, ("Describe the {}.", "What does the {} show?", "Give a caption of the {}.",
-                      "What is in the {}?", "Tell me what you see in the {}."))
-    return Turn(what.format(medium(scene)), caption(scene, rng), "describe")
+    what = pick(rng, PHRASINGS["describe"])
+    return Turn(what.format(m=medium(scene)), caption(scene, rng), "describe")
 
 
 def pick(rng: np.random.Generator, options):
@@ -93,6 +110,7 @@ def pick(rng: np.random.Generator, options):
 
 def refer(scene: Scene, thing: Thing, rng: np.random.Generator, hide: str = "") -> str | None:
     """Call a thing by a name no other thing has, saying nothing of its `hide` ("colour" or "shape")."""
+
     def alone(*attributes: str) -> bool:
         same = [all(getattr(other, a) == getattr(thing, a) for a in attributes) for other in scene.things]
         return sum(same) == 1
@@ -126,16 +144,14 @@ def _candidates(scene: Scene, focus: Thing | None) -> list[Thing]:
 def _ask_colour(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Turn | None:
     thing = pick(rng, _candidates(scene, focus))
     ref = refer(scene, thing, rng, hide="colour")
-    asked = pick(rng, ("What colour is {}?", "What is the colour of {}?", "Which colour does {} have?",
-                       "Tell me the colour of {}."))
+    asked = pick(rng, PHRASINGS["colour"])
     return ref and Turn(asked.format(ref), thing.colour, "colour")
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Turn | None:
     thing = pick(rng, _candidates(scene, focus))
     ref = refer(scene, thing, rng, hide="shape")
-    asked = pick(rng, ("What shape is {}?", "What is the shape of {}?", "Which shape does {} have?",
-                       "Tell me the shape of {}."))
+    asked = pick(rng, PHRASINGS["shape"])
     return ref and Turn(asked.format(ref), thing.shape, "shape")
 
 
@@ -143,9 +159,8 @@ def _ask_size(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Tu
     thing = pick(rng, _candidates(scene, focus))
     if thing.scales:
         return None
-    asked = pick(rng, ("What size is {}?", "How big is {}?", "What is the size of {}?",
-                       "Is {} %s or %s?" % shuffled(rng, SIZES)))
-    return Turn(asked.format(refer(scene, thing, rng)), thing.size, "size")
+    asked = pick(rng, PHRASINGS["size"])
+    return Turn(asked.format(refer(scene, thing, rng), *shuffled(rng, SIZES)), thing.size, "size")
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Turn | None:
@@ -160,17 +175,15 @@ def _ask_count(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> T
             of_kind |= {f"{size} objects": sum(t.size == size for t in scene.things) for size in SIZES}
     number = pick(rng, sorted(set(of_kind.values())))
     kind = pick(rng, [kind for kind, total in of_kind.items() if total == number])
-    asked = pick(rng, ("How many {} are there?", "How many {} are in the {}?", "How many {} does the {} show?",
-                       "Count the {}."))
-    return Turn(asked.format(kind, medium(scene)), NUMBERS[number], "count")
+    asked = pick(rng, PHRASINGS["count"])
+    return Turn(asked.format(kind, m=medium(scene)), NUMBERS[number], "count")
 
 
 def _ask_position(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Turn | None:
     thing = pick(rng, _candidates(scene, focus))
     if thing.moves:
         return None
-    asked = pick(rng, ("Where is {}?", "What is the position of {}?", "Which part of the {m} is {} in?",
-                       "In what place is {}?"))
+    asked = pick(rng, PHRASINGS["position"])
     return Turn(asked.format(refer(scene, thing, rng), m=medium(scene)), thing.place, "position")
 
 
@@ -204,6 +217,7 @@ def _ask_existence(negatives: str) -> Callable[..., Turn | None]:
     Yes and no ask for the same kinds of pairs, or the words alone would give the answer away: popular pairs
     only where one is present, and with `focus` only pairs from HELD_OUT.
     """
+
     def ask(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Turn | None:
         things = [thing.pair for thing in scene.things]
         asked_for = sorted(HELD_OUT) if focus else POPULAR if negatives == "popular" else PAIRS
@@ -214,10 +228,11 @@ def _ask_existence(negatives: str) -> Callable[..., Turn | None]:
         if not present or not absent or (focus and negatives == "popular"):
             return None
         there = rng.random() < 0.5
-        asked = pick(rng, ("Is there {}?", "Is there {} in the {}?", "Can you see {}?", "Does the {m} show {}?"))
+        asked = pick(rng, PHRASINGS["existence"])
         noun = with_article(" ".join(pick(rng, present if there else absent)))
-        return Turn(asked.format(noun, medium(scene), m=medium(scene)), "yes" if there else "no",
-                    f"existence/{negatives}")
+        answer = "yes" if there else "no"
+        return Turn(asked.format(noun, m=medium(scene)), answer, f"existence/{negatives}")
+
     return ask
 
 
@@ -237,13 +252,13 @@ def _ask_motion(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> 
     thing = pick(rng, acting if acting and rng.random() < 0.9 else things)
     ref = refer(scene, thing, rng)
     if (thing.moves or thing.scales) and rng.random() < 0.35:
-        verbs = [motion.removeprefix("moves ") for motion in shuffled(rng, (thing.motion, OPPOSITE[thing.motion]))]
+        motions = shuffled(rng, (thing.motion, OPPOSITE[thing.motion]))
+        verbs = [motion.removeprefix("moves ").removesuffix("s") for motion in motions]
         if thing.moves:
             asked = pick(rng, ("Does {} move {} or {}?", "Is {} moving {} or {}?"))
             return Turn(asked.format(ref, *verbs), thing.motion.removeprefix("moves "), "motion", True)
-        verbs = [verb.removesuffix("s") for verb in verbs]
         return Turn("Does {} {} or {}?".format(ref, *verbs), thing.motion, "motion", True)
-    asked = pick(rng, ("What does {} do?", "What happens to {}?", "What is {} doing?", "How does {} change?"))
+    asked = pick(rng, PHRASINGS["motion"])
     return Turn(asked.format(ref), thing.motion, "motion", thing.motion in OPPOSITE)
 
 
@@ -278,8 +293,9 @@ def _ask_order(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> T
     return Turn(question, answer, "order", needs_order=True)
 
 
-def shuffled(rng: np.random.Generator, pair) -> tuple:
-    return tuple(pair[i] for i in rng.permutation(len(pair)))
+def shuffled(rng: np.random.Generator, items) -> tuple:
+    """The items in a random order."""
+    return tuple(items[i] for i in rng.permutation(len(items)))
 
 
 def plural(shape: str) -> str:

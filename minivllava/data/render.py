@@ -1,16 +1,24 @@
 """From a scene to pixels: colour pictures and clips, and depth maps.
 
 Each shape is a signed distance function: negative inside, zero on the outline, positive outside, in canvas
-sides. A pixel is covered by `0.5 - distance in pixels`, clipped to 0..1, which draws smooth edges at any size.
-Only sums, products and square roots are used, so the pixels are the same on every machine.
+sides. A pixel is covered by `0.5 - distance in pixels`, clipped to 0..1: smooth edges at any size. Only sums,
+products and square roots are used, so the pixels are the same on every machine.
 """
 
 import numpy as np
 
 from minivllava.data.world import Scene, Thing
 
-RGB = {"red": (225, 40, 45), "green": (45, 170, 60), "blue": (50, 90, 235), "yellow": (245, 220, 45),
-       "purple": (165, 65, 205), "orange": (245, 130, 25), "cyan": (60, 215, 225), "white": (242, 242, 242)}
+RGB = {
+    "red": (225, 40, 45),
+    "green": (45, 170, 60),
+    "blue": (50, 90, 235),
+    "yellow": (245, 220, 45),
+    "purple": (165, 65, 205),
+    "orange": (245, 130, 25),
+    "cyan": (60, 215, 225),
+    "white": (242, 242, 242),
+}
 
 
 def render(scene: Scene, size: int = 64) -> np.ndarray:
@@ -74,8 +82,8 @@ def _square(x, y, r):
 
 
 def _triangle(x, y, r):
-    slope = np.maximum((1.75 * np.abs(x) - (y + 0.95 * r)) / np.float32(np.sqrt(1 + 1.75**2)), y - 0.71 * r)
-    return slope
+    side = (1.75 * np.abs(x) - (y + 0.95 * r)) / np.float32(np.sqrt(1 + 1.75**2))
+    return np.maximum(side, y - 0.71 * r)
 
 
 def _cross(x, y, r):
@@ -90,5 +98,11 @@ def _moon(x, y, r):
     return np.maximum(_disc(x, y, 0.94 * r), -_disc(x - 0.50 * r, y, 0.78 * r))
 
 
-DISTANCE = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross, "ring": _ring,
-            "moon": _moon}
+DISTANCE = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "ring": _ring,
+    "moon": _moon,
+}

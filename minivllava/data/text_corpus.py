@@ -11,7 +11,7 @@ import numpy as np
 
 from minivllava.data.captions import at_place, caption, full_name, joined, name, with_article
 from minivllava.data.questions import Turn, describe, pick, plural, shuffled, turns
-from minivllava.data.world import ACTIONS, COLOURS, OPPOSITE, SHAPES, Scene, Thing, draw_scene
+from minivllava.data.world import ACTIONS, COLOURS, SHAPES, Scene, Thing, draw_scene
 
 TURN_COUNTS = (4, 9)  # questions about one description, both ends included
 
@@ -106,8 +106,14 @@ def _chat(rng: np.random.Generator) -> list[Turn]:
     chosen = rng.choice(len(CHAT), int(rng.integers(1, 4)), replace=False)
     conversation = [Turn(*CHAT[i], "chat") for i in chosen]
     colour, shape = pick(rng, COLOURS), pick(rng, SHAPES)
-    conversation.append(pick(rng, (
-        Turn(f"Is {colour} a colour or a shape?", "a colour", "chat"),
-        Turn(f"Is {with_article(shape)} a colour or a shape?", "a shape", "chat"),
-        Turn(f"What do you call more than one {shape}?", plural(shape), "chat"))))
+    conversation.append(
+        pick(
+            rng,
+            (
+                Turn(f"Is {colour} a colour or a shape?", "a colour", "chat"),
+                Turn(f"Is {with_article(shape)} a colour or a shape?", "a shape", "chat"),
+                Turn(f"What do you call more than one {shape}?", plural(shape), "chat"),
+            ),
+        )
+    )
     return conversation

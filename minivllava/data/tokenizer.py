@@ -5,6 +5,7 @@ text encoder, `<eot>`, has the largest id, as in CLIP, whose text encoder pools 
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ class Tokenizer:
         self.backend = backend
         self.pad, self.bos, self.eos = (backend.token_to_id(t) for t in ("<unk>", "<s>", "</s>"))
         self.eot = backend.token_to_id("<eot>")
+        # the same questions come up again and again
+        self._encode = lru_cache(1 << 16)(lambda text: backend.encode(text, add_special_tokens=False).ids)
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
@@ -58,10 +61,9 @@ class Tokenizer:
     def save(self, path: str | Path):
         self.backend.save(str(path))
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids, and for each the span of characters that it stands for. Adds no special tokens."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without special tokens."""
+        return list(self._encode(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -69,7 +71,7 @@ class Tokenizer:
 
     def pad_texts(self, texts: list[str], context: int) -> Tensor:
         """Texts for the text encoder: `<s>` text `<eot>`, right-padded, cut at `context`. (b, s) int64."""
-        rows = [[self.bos, *self.encode(text)[0][: context - 2], self.eot] for text in texts]
+        rows = [[self.bos, *self.encode(text)[: context - 2], self.eot] for text in texts]
         return pad_rows(rows, self.pad)
 
 

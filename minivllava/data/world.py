@@ -22,9 +22,16 @@ PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom lef
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
 ACTIONS = (*DIRECTIONS, "grows", "shrinks", "blinks")
 MOTIONS = (*ACTIONS, "stays still")
-OPPOSITE = {"moves left": "moves right", "moves right": "moves left", "moves up": "moves down",
-            "moves down": "moves up", "grows": "shrinks", "shrinks": "grows",
-            "first": "second", "second": "first"}
+OPPOSITE = {
+    "moves left": "moves right",
+    "moves right": "moves left",
+    "moves up": "moves down",
+    "moves down": "moves up",
+    "grows": "shrinks",
+    "shrinks": "grows",
+    "first": "second",
+    "second": "first",
+}
 
 RADIUS = {"small": 0.13, "large": 0.20, "changing": 0.155}
 SCALE = (0.60, 1.35)  # what grows goes from the first factor to the second, what shrinks back
@@ -36,13 +43,23 @@ REACH = (0.30, 0.62)  # length of a path, in canvas sides
 FRAMES = 15
 
 # Never together in training: each colour once, each shape once or twice.
-HELD_OUT = frozenset({("red", "triangle"), ("green", "ring"), ("blue", "circle"), ("yellow", "cross"),
-                      ("purple", "square"), ("orange", "moon"), ("cyan", "triangle"), ("white", "circle")})
+HELD_OUT = frozenset(
+    {
+        ("red", "triangle"),
+        ("green", "ring"),
+        ("blue", "circle"),
+        ("yellow", "cross"),
+        ("purple", "square"),
+        ("orange", "moon"),
+        ("cyan", "triangle"),
+        ("white", "circle"),
+    }
+)
 PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 
 # The first colour and shape are half as frequent again as the last, so that "popular" objects exist.
-_COLOUR_WEIGHT = dict(zip(COLOURS, np.linspace(1.5, 1.0, len(COLOURS))))
-_SHAPE_WEIGHT = dict(zip(SHAPES, np.linspace(1.5, 1.0, len(SHAPES))))
+_COLOUR_WEIGHT = dict(zip(COLOURS, np.linspace(1.5, 1.0, len(COLOURS)), strict=True))
+_SHAPE_WEIGHT = dict(zip(SHAPES, np.linspace(1.5, 1.0, len(SHAPES)), strict=True))
 PAIR_WEIGHTS = np.array([_COLOUR_WEIGHT[c] * _SHAPE_WEIGHT[s] for c, s in PAIRS])
 PAIR_WEIGHTS = PAIR_WEIGHTS / PAIR_WEIGHTS.sum()
 
@@ -137,23 +154,34 @@ def progress(phase: str, frames: int) -> np.ndarray:
     Halves leave out the middle frame, or the middle two, so a first half reversed is a second half.
     """
     half = (frames - 1) // 2
-    start, stop = {"all": (0, frames - 1), "first": (0, half - 1), "second": (frames - half, frames - 1)}[phase]
+    start = frames - half if phase == "second" else 0
+    stop = half - 1 if phase == "first" else frames - 1
     return np.clip((np.arange(frames) - start) / max(stop - start, 1), 0, 1)
 
 
 def reversed_in_time(scene: Scene) -> Scene:
     """The scene of the same clip played backwards."""
-    return replace(scene, things=tuple(
-        replace(thing, motion=OPPOSITE.get(thing.motion, thing.motion), phase=OPPOSITE.get(thing.phase, "all"))
-        for thing in scene.things))
+    return replace(
+        scene,
+        things=tuple(
+            replace(
+                thing,
+                motion=OPPOSITE.get(thing.motion, thing.motion),
+                phase=OPPOSITE.get(thing.phase, thing.phase),
+            )
+            for thing in scene.things
+        ),
+    )
 
 
 def is_valid(scene: Scene) -> bool:
     """Whether all things differ, lie inside the canvas, and keep apart in every frame."""
     things = scene.things
-    return (len({thing.pair for thing in things}) == len(things)
-            and all(_inside(thing, scene.frames) for thing in things)
-            and all(_apart(a, b, scene.frames) for i, a in enumerate(things) for b in things[:i]))
+    return (
+        len({thing.pair for thing in things}) == len(things)
+        and all(_inside(thing, scene.frames) for thing in things)
+        and all(_apart(a, b, scene.frames) for i, a in enumerate(things) for b in things[:i])
+    )
 
 
 def _inside(thing: Thing, frames: int) -> bool:
@@ -183,15 +211,18 @@ def facts(scene: Scene) -> frozenset:
     return frozenset((t.pair, t.size, t.place, t.motion, t.phase) for t in scene.things)
 
 
-def draw_scene(rng: np.random.Generator, clip: bool = False, frames: int = FRAMES,
-               held_out: bool = False) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, clip: bool = False, frames: int = FRAMES, held_out: bool = False
+) -> Scene:
     """Draw a scene; with `held_out` exactly one thing is a pair from HELD_OUT, else none is."""
     count = int(rng.choice((1, 2, 3), p=(0.3, 0.4, 0.3)))
     pairs = [PAIRS[i] for i in rng.choice(len(PAIRS), count, replace=False, p=PAIR_WEIGHTS)]
     if held_out:
         pairs[rng.integers(count)] = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))]
     events = _draw_events(rng, count) if clip else [("stays still", "all")] * count
-    things = _arrange(rng, [(*pair, *event) for pair, event in zip(pairs, events)], frames if clip else 1)
+    things = _arrange(
+        rng, [(*pair, *event) for pair, event in zip(pairs, events, strict=True)], frames if clip else 1
+    )
     return Scene(things, int(rng.integers(2**31)), frames if clip else 1)
 
 
@@ -243,4 +274,6 @@ def pulled_inside(thing: Thing) -> Thing:
     right, down = DIRECTIONS.get(thing.motion, (0, 0))
     margin_x = _edge(thing) + abs(right) * thing.reach / 2
     margin_y = _edge(thing) + abs(down) * thing.reach / 2
-    return replace(thing, x=min(max(thing.x, margin_x), 1 - margin_x), y=min(max(thing.y, margin_y), 1 - margin_y))
+    return replace(
+        thing, x=min(max(thing.x, margin_x), 1 - margin_x), y=min(max(thing.y, margin_y), 1 - margin_y)
+    )

@@ -91,6 +91,7 @@ def train(
     optimizer = torch.optim.AdamW(_groups(parameters, config), lr=config.learning_rate, betas=config.betas)
     model.train()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    parameters = {n: p for n, p in accelerator.unwrap_model(wrapped).named_parameters() if p.requires_grad}
     state = _State(Path(folder) / "state", parameters, optimizer, config)
     start, log = state.load()
 

@@ -1,0 +1,244 @@
+"""The report of a finished run: one HTML file with everything in it, and one picture for the README."""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from minivllava import figures
+from minivllava.attention import most_focused, visual_attention
+from minivllava.data.media import read_image, read_video
+from minivllava.errors import CheckpointError
+from minivllava.models.checkpoint import load_vllava
+from minivllava.models.vllava import VideoLLaVA
+
+SHOWN, ASKED, MISTAKES = 8, 3, 4  # files of each kind, questions on each, mistakes of each kind
+PIXELS = 256  # larger pictures are shown smaller
+SPLITS = {"test": "held-out test", "compositional": "new combinations"}
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes `folder`/report.html from the run's files and returns its path.
+
+    folder: a run's, with run.json, log.json, evaluation.json (by `evaluate_world`) and the checkpoint model/.
+    The file is whole or not there at all. Raises CheckpointError that names what is missing or broken,
+    MediaError where a picture or clip of the test is gone.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    folder = Path(folder)
+    run, logs, evaluation = (_read(folder / f"{name}.json") for name in ("run", "log", "evaluation"))
+    tables, predictions = _parts(evaluation, folder / "evaluation.json")
+    model = load_vllava(folder / "model")
+    answered = predictions["test"]["model"]
+    shown = draw_files(answered)
+    page = Environment(
+        loader=PackageLoader("minivllava", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined,
+    ).get_template("report.html.jinja")  # fmt: skip
+    html = page.render(
+        name=folder.resolve().name,
+        headlines=_headlines(tables),
+        order=next((row for row in tables["test"] if row["type"] == "needs order"), None),
+        questions=sum(row["n"] for row in tables["test"] if row["type"] == "all"),
+        facts=_facts(run, logs, model),
+        losses=_chart(lambda **look: figures.loss_curves(logs, **look)) if any(logs.values()) else None,
+        accuracies={
+            split: _chart(lambda **look: figures.accuracy_by_type(tables[split], **look))  # noqa: B023
+            for split in SPLITS if tables.get(split)
+        },
+        gallery={kind: [_card(group) for group in groups] for kind, groups in shown.items()},
+        mistakes=[_card([p]) for kind in figures.KINDS for p in _drawn(_wrong(answered, kind), MISTAKES)],
+        wrong=len(_wrong(answered)),
+        overlays=[_overlay(model, groups[0][0]) for groups in shown.values() if groups],
+        tables={split: _columns(tables[split]) for split in SPLITS if tables.get(split)},
+        labels=figures.LABELS,
+        splits=SPLITS,
+        asked=ASKED,
+    )  # fmt: skip
+    return _write(folder / "report.html", html)
+
+
+def result_picture(folder: str | Path):
+    """One Figure of 1200 x 700 pixels for a README: held-out pictures and clips with answers, and accuracies."""
+    from matplotlib.figure import Figure
+
+    folder = Path(folder)
+    tables, predictions = _parts(_read(folder / "evaluation.json"), folder / "evaluation.json")
+    groups = draw_files(predictions["test"]["model"])
+    chosen = [group[place % len(group)] for place, group in enumerate(groups["image"][:4])]
+    # of clips, the first question that needs the order of frames
+    chosen += [max(group, key=lambda p: p["needs_order"]) for group in groups["video"][:3]]
+    figure = Figure(figsize=(12, 7), dpi=100, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(6.5, 5.5))
+    figures.gallery([(_frames(p), p) for p in chosen], width=6.5, height=7, figure=left, margin=0.12)
+    figures.accuracy_by_type(tables["test"], width=5.5, figure=right)
+    return figure
+
+
+def draw_files(predictions: Sequence[dict], count: int = SHOWN, seed: int = 0) -> dict[str, list[list[dict]]]:
+    """Some files of each kind, drawn at random whatever the answers were: kind -> files -> its predictions."""
+    files: dict[str, dict[str, list[dict]]] = {kind: {} for kind in ("image", "video")}
+    for prediction in predictions:
+        if prediction["file"] is not None:
+            files[prediction["kind"]].setdefault(prediction["file"], []).append(prediction)
+    return {kind: _drawn(list(groups.values()), count, seed) for kind, groups in files.items()}
+
+
+def _drawn(items: list, count: int, seed: int = 0) -> list:
+    order = np.random.default_rng(seed).permutation(len(items))
+    return [items[i] for i in order[:count]]
+
+
+def _wrong(predictions: Iterable[dict], kind: str | None = None) -> list[dict]:
+    wrong = (p for p in predictions if not p["correct"] and p["file"] is not None)
+    return [p for p in wrong if kind in (None, p["kind"])]
+
+
+def _read(file: Path) -> dict:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: let the run finish first; its train command continues it.")
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): delete it and give the train command again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object: delete it and give the train command again.")
+    return content
+
+
+def _parts(evaluation: dict, file: Path) -> tuple[dict, dict]:
+    try:
+        tables, predictions = evaluation["tables"], evaluation["predictions"]
+        if tables["test"] and predictions["test"]["model"]:
+            return tables, predictions
+    except (KeyError, TypeError):
+        pass
+    raise CheckpointError(f"{file} holds no test results: delete it and give the train command again.")
+
+
+def _headlines(tables: dict[str, list[dict]]) -> list[dict]:
+    """The numbers on top: title, and the shares of the model, the blind model and the majority answer."""
+    wanted = [("Pictures", "test", ("image",)), ("Clips", "test", ("video",)),
+              ("New combinations", "compositional", ("image", "video"))]  # fmt: skip
+    lines = []
+    for title, split, kinds in wanted:
+        rows = [row for row in tables.get(split, ()) if row["type"] == "all" and row["kind"] in kinds]
+        if rows:
+            shares = {view: _mean(rows, view) for view in ("model", "blind", "majority")}
+            lines.append({"title": title, "n": sum(row["n"] for row in rows), **shares})
+    return lines
+
+
+def _mean(rows: Sequence[dict], view: str) -> float | None:
+    known = [row for row in rows if row.get(view) is not None]
+    return sum(row[view] * row["n"] for row in known) / sum(row["n"] for row in known) if known else None
+
+
+def _columns(rows: list[dict]) -> dict:
+    views = [key for key in rows[0] if key not in ("kind", "type", "n")]
+    return {"views": views, "rows": rows}
+
+
+def _facts(run: dict, logs: dict, model: VideoLLaVA) -> list[tuple[str, str]]:
+    """(what, value) lines on what was trained, on what and how."""
+    preset, made = run.get("preset", {}), run.get("made_with", {})
+    world, language = preset.get("world"), model.config.language
+    sizes = {name: sum(p.numel() for p in getattr(model, name).parameters())
+             for name in ("image_encoder", "video_encoder", "projector", "language_model")}  # fmt: skip
+    vision = model.config.video
+    facts = [("Preset", f"{preset['name']}, started from {run.get('start', 'nothing')}")] if "name" in preset else []
+    facts += [
+        ("Parameters", ", ".join(f"{name.replace('_', ' ')} {_count(size)}" for name, size in sizes.items())),
+        ("Sees", f"{vision.image_size} px in {vision.grid} × {vision.grid} patches, {vision.frames} frames of a clip"),
+        ("Language model", f"{language.layers} layers of width {language.width}, {language.vocab_size:,} tokens"),
+    ]
+    if world:
+        facts.append(("World", f"{world['images']:,} pictures and {world['clips']:,} clips, {world['turns']} questions "
+                               f"each, seed {world['seed']}"))  # fmt: skip
+    recipes = {"language": "language", "languagebind-image": "align_image", "languagebind-video": "align_video",
+               "stage1": "stage1", "model": "stage2"}  # fmt: skip
+    for name, key in recipes.items():
+        recipe = preset.get(key) or (run.get("training") if name == "model" else None)
+        if logs.get(name) and recipe:
+            seconds = sum(line.get("seconds", 0) for line in logs[name])
+            facts.append((figures.TITLES[name], f"{recipe['steps']:,} steps of {recipe['batch_size']}, learning rate "
+                                                f"{recipe['learning_rate']:g}, seed {recipe['seed']}, "
+                                                f"{figures.duration(seconds)}"))  # fmt: skip
+    software = [f"{name} {made[name]}" for name in ("minivllava", "torch", "python") if made.get(name)]
+    software += [f"commit {made['commit'][:10]}"] if made.get("commit") else []
+    facts += [("Machine", made["machine"])] if made.get("machine") else []
+    return facts + ([("Made with", ", ".join(software))] if software else [])
+
+
+def _count(parameters: int) -> str:
+    size, unit = (parameters / 1e3, "K") if parameters < 1e6 else (parameters / 1e6, "M")
+    return f"{size:.3g}\N{NO-BREAK SPACE}{unit}" if size < 1000 else f"{size:,.0f}\N{NO-BREAK SPACE}{unit}"
+
+
+def _frames(prediction: dict) -> np.ndarray:
+    """The picture, as a clip of one frame, or 8 frames of the clip that a prediction is about."""
+    if prediction["kind"] == "image":
+        return read_image(prediction["file"])[None]
+    return read_video(prediction["file"])
+
+
+def _card(predictions: list[dict]) -> dict:
+    """A file for the gallery: its frames as data URIs, and questions about it."""
+    first = predictions[0]
+    frames = [_png(frame) for frame in _frames(first)]
+    return {"kind": first["kind"], "frames": frames, "questions": predictions[:ASKED]}
+
+
+def _overlay(model: VideoLLaVA, prediction: dict) -> dict:
+    frames, weights = visual_attention(model, prediction["file"], prediction["question"])
+    layer, head = most_focused(weights)
+    maps = {
+        f"mean of all {weights.shape[0]} layers and {weights.shape[1]} heads": weights.mean((0, 1)),
+        f"most focused head: layer {layer + 1}, head {head + 1}": weights[layer, head],
+    }
+    chart = _chart(lambda **look: figures.attention_overlay(frames, maps, **look))
+    return {"chart": chart, "share": [float(found.sum()) for found in maps.values()], **prediction}
+
+
+def _chart(draw: Callable) -> dict[str, str]:
+    """A figure as data URIs: on light and dark pages, wide and narrow."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    looks = {"light": (9.0, False), "dark": (9.0, True), "light_narrow": (4.2, False), "dark_narrow": (4.2, True)}
+    uris = {}
+    for look, (width, dark) in looks.items():
+        figure, buffer = draw(width=width, dark=dark), io.BytesIO()
+        figure.set_dpi(160)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        # 256 colours are plenty for a chart, and take a third of the bytes
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256).save(buffer, format="PNG")
+        uris[look] = _uri(buffer.getvalue())
+    return uris
+
+
+def _png(frame: np.ndarray) -> str:
+    image, buffer = Image.fromarray(frame), io.BytesIO()
+    image.thumbnail((PIXELS, PIXELS))
+    image.save(buffer, format="PNG", optimize=True)
+    return _uri(buffer.getvalue())
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _write(path: Path, text: str) -> Path:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
