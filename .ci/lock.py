@@ -5,7 +5,9 @@
 Installs the project with all extras into a throwaway environment and writes what pip chose. Then asks, for
 each newer Python, whether the packages compiled for one Python only have a wheel of that version there; where
 one has not, the newest version that has takes its place behind an environment marker. torch keeps the version
-of the old lock unless another is given: plain "newest" could bring gigabytes of CUDA packages. About 8 minutes.
+of the old lock unless another is given: plain "newest" could bring gigabytes of CUDA packages.
+
+Takes about 8 minutes.
 """
 
 import json

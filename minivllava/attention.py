@@ -55,26 +55,21 @@ def most_focused(weights: np.ndarray) -> tuple[int, int]:
 
 
 class _LastRows(list):
-    """Keeps of each layer's pattern (1, k, s, s) the last position's row, (k, s), so that memory stays small."""
+    """Keeps of each layer's pattern (1, k, s, s) the last position's row, (k, s): memory stays small."""
 
     def append(self, pattern: Tensor):
         super().append(pattern[0, :, -1])
 
 
 def _see(file: str | Path, kind: str, config) -> tuple[np.ndarray, Tensor]:
-    """The same field twice: uint8 (t, h, w, 3) to look at, and the encoder's pixels, (c, h, w) or (t, c, h, w)."""
+    """One field twice: uint8 (t, h, w, 3) to look at, and the encoder's pixels, (c, h, w) or (t, c, h, w)."""
     if kind == "image":
-        image = read_image(file)
-        sharp, pixels = (
-            preprocess_image(image, size, config.aspect)
-            for size in (max(128, config.image.image_size), config.image.image_size)
-        )
-        sharp = rearrange(sharp, "c h w -> 1 h w c")
+        image, size = read_image(file), config.image.image_size
+        pixels = preprocess_image(image, size, config.aspect)
+        sharp = rearrange(preprocess_image(image, max(128, size), config.aspect), "c h w -> 1 h w c")
     else:
-        clip = read_video(file, config.video.frames)
-        sharp, pixels = (
-            preprocess_video(clip, size) for size in (max(128, config.video.image_size), config.video.image_size)
-        )
-        sharp = rearrange(sharp, "t c h w -> t h w c")
+        clip, size = read_video(file, config.video.frames), config.video.image_size
+        pixels = preprocess_video(clip, size)
+        sharp = rearrange(preprocess_video(clip, max(128, size)), "t c h w -> t h w c")
     colours = sharp * torch.tensor(CLIP_STD) + torch.tensor(CLIP_MEAN)
     return (colours.clamp(0, 1) * 255).round().byte().numpy(), pixels

@@ -58,6 +58,7 @@ def train(
     ] = [],  # noqa: B006
     media: Annotated[Path | None, typer.Option(help="The folder that its paths start from; by default the JSON's.")] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out records whose media is broken.")] = False,
+    epochs: Annotated[float, typer.Option(min=0, help="With --data: passes over your records.")] = 3.0,
     change: Changes = [],  # noqa: B006
     device: Device = None,
 ):
@@ -73,7 +74,7 @@ def train(
     if data:
         if init is None:
             raise DataError("--data needs --init CHECKPOINT, e.g. --init data/pretrained/tiny.")
-        _finetune(init, data, media, recipe.stage2, folder, skip_broken, device)
+        _finetune(init, data, media, recipe.stage2, epochs, folder, skip_broken, device)
         return
     from minivllava.training.run import train_from_parts, train_from_scratch
 
@@ -84,10 +85,10 @@ def train(
     _evaluate_and_report(folder, recipe)
 
 
-def _finetune(init, data, media, training, folder, skip_broken, device):
+def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
     from minivllava.training.run import finetune
 
-    _, skipped = finetune(init, data, media, training, folder, skip_broken, device=device)
+    _, skipped = finetune(init, data, media, training, epochs, folder, skip_broken, device=device)
     if skipped:
         print(f"Left out {len(skipped)} broken file(s): {', '.join(skipped)}")
     print(f"The tuned model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")

@@ -1,7 +1,7 @@
 """Every drawing: each function takes data and returns a matplotlib Figure.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; markers differ in shape as well, for print.
-A figure's `width` is in inches, at 100 pixels each: 9 for a page, 4 for a phone. `dark` suits a dark page.
+Colours are Okabe and Ito's, which colour-blind readers tell apart; markers differ in shape too, for print. A
+figure's `width` is in inches, at 100 pixels each: 9 for a page, 4 for a phone. `dark` suits a dark page.
 All sizes and colours are set on the artists themselves, so drawing changes no setting of matplotlib.
 """
 
@@ -61,14 +61,14 @@ def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool 
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    names = [name for name in TITLES if logs.get(name)] + [name for name in logs if name not in TITLES and logs[name]]
+    names = [name for name in [*TITLES, *sorted(logs.keys() - TITLES.keys())] if logs.get(name)]
     columns = min(len(names), 3 if width > 6 else 1) or 1
     rows = -(-len(names) // columns) or 1
     ink, figure = _figure(width, 0.35 + 2.35 * rows, dark)
-    for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names + [None] * rows * columns):
-        if name is None:
-            axes.set_axis_off()
-            continue
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, names, strict=False):
         log = logs[name]
         steps, losses = ([line[key] for line in log] for key in ("step", "loss"))
         _clean(axes, ink, grid="both")
@@ -85,14 +85,20 @@ def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool 
         axes.set_xlim(0, steps[-1])
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=(1, 2, 2.5, 5, 10)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_title(TITLES.get(name, name), loc="left", color=ink.text, fontsize=11, fontweight="bold", pad=8)
-        axes.set_xlabel(f"step ({duration(sum(line.get('seconds', 0) for line in log))})", color=ink.muted, fontsize=10)
+        took = duration(sum(line.get("seconds", 0) for line in log))
         contrastive = name.startswith("languagebind")
-        axes.set_ylabel("InfoNCE loss (nats)" if contrastive else "loss (nats per token)", color=ink.muted, fontsize=10)
+        _name(axes, ink, TITLES.get(name, name), f"step ({took})")
+        axes.set_ylabel("InfoNCE loss (nats)" if contrastive else "loss (nats per token)", color=ink.muted)
     return figure
 
 
+def _name(axes, ink: Inks, title: str, below: str):
+    axes.set_title(title, loc="left", color=ink.text, fontsize=11, fontweight="bold")
+    axes.set_xlabel(below, color=ink.muted, fontsize=10)
+
+
 def duration(seconds: float) -> str:
+    """Seconds as a reader says them: "80 s", "15 min", "2.5 h"."""
     minutes, hours = seconds / 60, seconds / 3600
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
@@ -108,59 +114,60 @@ def accuracy_by_type(rows: Sequence[dict], width: float = 9.0, dark: bool = Fals
     beside = width > 4.9
     ink, figure = _figure(width, 1.15 + 0.31 * len(types) * (1 if beside else len(kinds)), dark, figure)
     shape = (1, len(kinds)) if beside else (len(kinds), 1)
-    heights = None if beside else [1 + len({row["type"] for row in rows if row["kind"] == kind}) for kind in kinds]
+    heights = None if beside else [1 + sum(row["kind"] == kind for row in rows) for kind in kinds]
     panels = figure.subplots(*shape, squeeze=False, sharey=beside, height_ratios=heights).flat
-    for number, (axes, kind) in enumerate(zip(panels, kinds)):
+    for number, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
         found = {row["type"]: row for row in rows if row["kind"] == kind}
         shown = types if beside else [name for name in types if name in found]
         _clean(axes, ink, grid="x")
         for y, name in enumerate(shown):
             _accuracy_line(axes, ink, y, found.get(name))
         axes.set_yticks(range(len(shown)), [name.replace("/", ", ") for name in shown])
-        for label, name in zip(axes.get_yticklabels(), shown):
+        for label, name in zip(axes.get_yticklabels(), shown, strict=True):
             label.set_fontweight("bold" if name == "all" else "normal")
-        axes.tick_params(axis="y", length=0, labelsize=10.5, labelcolor=ink.text, labelleft=not beside or number == 0)
+        axes.tick_params(axis="y", labelsize=10.5, labelcolor=ink.text, labelleft=not beside or number == 0)
         axes.set_ylim(len(shown) - 0.4, -0.7)
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 25, 50, 75, 100])
         axes.spines["bottom"].set_visible(False)
         axes.axhline(0.5, color=ink.grid, linewidth=1)
         count = found.get("all", {}).get("n", 0)
-        axes.set_title(f"{KINDS[kind]} (n = {count:,})", loc="left", color=ink.text, fontsize=11, fontweight="bold")
-        if beside or number == len(kinds) - 1:
-            axes.set_xlabel("exact match (%)", color=ink.muted, fontsize=10)
+        last = beside or number == len(kinds) - 1
+        _name(axes, ink, f"{KINDS[kind]} (n = {count:,})", "exact match (%)" if last else "")
     _accuracy_legend(figure, ink, rows, 5 if width > 7 else 3 if beside else 2)
     return figure
 
 
 def _ordered_types(rows: Sequence[dict]) -> list[str]:
-    """Totals first, then the types in order of the alphabet, those of pictures before those of clips alone."""
+    """Totals first, then types by the alphabet, those of pictures before those of clips alone."""
     names = {row["type"] for row in rows} - {"all", "needs order"}
     pictured = {row["type"] for row in rows if row["kind"] == "image"}
-    return ["all", *sorted(names, key=lambda name: (name not in pictured, name)),
-            *(["needs order"] if any(row["type"] == "needs order" for row in rows) else [])]  # fmt: skip
+    last = {row["type"] for row in rows} & {"needs order"}
+    return ["all", *sorted(names, key=lambda name: (name not in pictured, name)), *last]
 
 
 def _accuracy_line(axes, ink: Inks, y: int, row: dict | None):
     if row is None:
-        axes.text(2, y, "in clips only", va="center", fontsize=9, color=ink.muted, style="italic")
+        axes.text(2, y, "not asked", va="center", fontsize=9, color=ink.muted, style="italic")
         return
     total = row["type"] == "all"
-    axes.barh(y, 100 * row["model"], height=0.58, color=ink.model if total else ink.model_soft, zorder=2)
-    axes.annotate(f"{100 * row['model']:.0f}", (100, y), (32, 0), textcoords="offset points", va="center", ha="right",
-                  fontsize=10.5, color=ink.text, fontweight="bold" if total else "normal", annotation_clip=False)  # fmt: skip
+    share = 100 * row["model"]
+    axes.barh(y, share, height=0.58, color=ink.model if total else ink.model_soft, zorder=2)
+    axes.annotate(f"{share:.0f}", (100, y), (32, 0), textcoords="offset points", ha="right", va="center",
+                  fontsize=10.5, color=ink.text, fontweight="bold" if total else "normal")  # fmt: skip
     for view in BASELINES:
         if row.get(view) is not None:
-            axes.plot(100 * row[view], y, **_marker(view, ink), zorder=4 if view == "majority" else 3, clip_on=False)
+            axes.plot(100 * row[view], y, **_marker(view, ink), zorder=3, clip_on=False)
 
 
 def _marker(view: str, ink: Inks) -> dict:
     shape, colour, filled = BASELINES[view]
+    look = {"marker": shape, "linestyle": "none"}
     if view == "majority":
-        return {"marker": shape, "color": ink.text, "markersize": 15, "markeredgewidth": 2.2, "linestyle": "none"}
-    edge = ink.page if filled else colour
-    return {"marker": shape, "color": colour if filled else ink.page, "markeredgecolor": edge, "linestyle": "none",
-            "markersize": 8 if filled else 6, "markeredgewidth": 0.9 if filled else 1.8}  # fmt: skip
+        return look | {"color": ink.text, "markersize": 15, "markeredgewidth": 2.2}
+    if filled:
+        return look | {"color": colour, "markersize": 8, "markeredgecolor": ink.page, "markeredgewidth": 0.9}
+    return look | {"color": ink.page, "markersize": 6, "markeredgecolor": colour, "markeredgewidth": 1.8}
 
 
 def _accuracy_legend(figure, ink: Inks, rows: Sequence[dict], columns: int):
@@ -214,14 +221,16 @@ def gallery(
         _draw_frames(page.axes(left, top, side, side), frames, 1, anchor="SW")
         page.answer(left, top + side + 0.07, side, prediction)
     top = margin + lines * (side + text)
-    for (frames, prediction), strip in zip(clips, strips):
+    for (frames, prediction), strip in zip(clips, strips, strict=True):
         _draw_frames(page.axes(margin, top, inner, strip), frames, len(frames))
         page.answer(margin, top + strip + 0.05, inner, prediction)
         top += strip + below
     return page.figure
 
 
-def attention_overlay(frames: np.ndarray, maps: dict[str, np.ndarray], width: float = 9.0, dark: bool = False):
+def attention_overlay(
+    frames: np.ndarray, maps: dict[str, np.ndarray], width: float = 9.0, dark: bool = False
+):  # fmt: skip
     """A picture or a clip, then the same in grey under the heat of each map, patch by patch.
 
     frames: uint8 (t, h, w, 3). maps: title -> share of the attention on each patch, (t, h, w) of the patch
@@ -244,11 +253,15 @@ def attention_overlay(frames: np.ndarray, maps: dict[str, np.ndarray], width: fl
         if heat is not None:
             strip = page.axes(left + 0.15, top + line + 0.05, min(each, 3) - 0.3, 0.09)
             strip.set_facecolor("#4a4a4a")
-            bar = page.figure.colorbar(heat, cax=strip, orientation="horizontal", ticks=MaxNLocator(3 if each < 2 else 4))
-            bar.ax.tick_params(labelsize=9, labelcolor=page.ink.muted, color=page.ink.muted, length=2, pad=1)
+            ticks = MaxNLocator(3 if each < 2 else 4)
+            bar = page.figure.colorbar(heat, cax=strip, orientation="horizontal", ticks=ticks)
+            bar.ax.tick_params(labelsize=9, labelcolor=page.ink.muted, length=2, pad=1)
             bar.outline.set_visible(False)
             bar.set_label("attention (%)", color=page.ink.muted, fontsize=9, labelpad=1)
-        left, top = (left + each + 0.15, top) if still else (left, top + line + (0.1 if heat is None else scale))
+        if still:
+            left += each + 0.15
+        else:
+            top += line + (0.1 if heat is None else scale)
     return page.figure
 
 
@@ -256,12 +269,12 @@ def _heat_colours():
     """From nothing over orange to yellow, ever less transparent."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    stops = [(0.84, 0.37, 0.0, 0.0), (0.84, 0.37, 0.0, 0.45), (0.90, 0.62, 0.0, 0.7), (0.98, 0.92, 0.30, 0.8)]
+    stops = [(0.84, 0.37, 0, 0), (0.84, 0.37, 0, 0.45), (0.90, 0.62, 0, 0.7), (0.98, 0.92, 0.30, 0.8)]
     return LinearSegmentedColormap.from_list("heat", stops)
 
 
-def _draw_frames(axes, frames: np.ndarray, columns: int, weights: np.ndarray | None = None, anchor: str = "NW"):
-    """Frames in a grid, one unit wide each; with weights (t, h, w) in grey, the heat on top. Returns the heat."""
+def _draw_frames(axes, frames: np.ndarray, columns: int, weights: np.ndarray | None = None, anchor="NW"):
+    """Frames in a grid, one unit wide each; with weights (t, h, w) in grey, under heat. Returns the heat."""
     aspect, gap = frames.shape[1] / frames.shape[2], 0.035 if len(frames) > 1 else 0.0
     heat = None
     for number, frame in enumerate(frames):
@@ -304,7 +317,7 @@ def example_sheet(world: str | Path):
     page = _Page(12.8, 0.2 + 1.6 * lines + 1.12 * len(clips), False)
     places = [(0.1 + 3.2 * (i % 4), 0.1 + 1.6 * (i // 4), 1.45, 1.6) for i in range(len(pictures))]
     places += [(0.1, 0.15 + 1.6 * lines + 1.12 * i, 8.4, 4.1) for i in range(len(clips))]
-    for record, (left, top, across, words) in zip(pictures + clips, places):
+    for record, (left, top, across, words) in zip(pictures + clips, places, strict=True):
         if "image" in record:
             _draw_frames(page.axes(left, top, across, across), read_image(world / record["image"])[None], 1)
         else:
@@ -351,7 +364,8 @@ class _Page:
         if not right:
             answer = f"✗ {prediction['answer'] or '(nothing)'} (true: {prediction['truth']})"
         end = self.text(left, top, prediction["question"], width, 10)
-        self.text(left, end, answer, width, 10, color=self.ink.right if right else self.ink.wrong, fontweight="bold")
+        colour = self.ink.right if right else self.ink.wrong
+        self.text(left, end, answer, width, 10, color=colour, fontweight="bold")
 
 
 def _figure(width: float, height: float, dark: bool, figure=None):

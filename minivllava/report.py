@@ -19,6 +19,9 @@ from minivllava.models.vllava import VideoLLaVA
 
 SHOWN, ASKED, MISTAKES = 8, 3, 4  # files of each kind, questions on each, mistakes of each kind
 PIXELS = 256  # larger pictures are shown smaller
+REDO = "delete it and give the train command again"
+RECIPES = {"language": "language", "languagebind-image": "align_image", "languagebind-video": "align_video",
+           "stage1": "stage1", "model": "stage2"}  # a step's name in the log and in the preset  # fmt: skip
 SPLITS = {"test": "held-out test", "compositional": "new combinations"}
 
 
@@ -65,15 +68,20 @@ def write_report(folder: str | Path) -> Path:
 
 
 def result_picture(folder: str | Path):
-    """One Figure of 1200 x 700 pixels for a README: held-out pictures and clips with answers, and accuracies."""
+    """One Figure of 1200 x 700 pixels for a README: held-out pictures and clips with answers, and accuracies.
+
+    The files are drawn at random, clips with a question that needs the order of frames first. Raises as
+    `write_report` does.
+    """
     from matplotlib.figure import Figure
 
     folder = Path(folder)
     tables, predictions = _parts(_read(folder / "evaluation.json"), folder / "evaluation.json")
-    groups = draw_files(predictions["test"]["model"])
-    chosen = [group[place % len(group)] for place, group in enumerate(groups["image"][:4])]
-    # of clips, the first question that needs the order of frames
-    chosen += [max(group, key=lambda p: p["needs_order"]) for group in groups["video"][:3]]
+    drawn = draw_files(predictions["test"]["model"], count=24)
+    chosen = [group[place % len(group)] for place, group in enumerate(drawn["image"][:4])]
+    # clips with a question that needs the order of frames come first
+    ordered = [max(group, key=lambda p: p["needs_order"]) for group in drawn["video"]]
+    chosen += sorted(ordered, key=lambda p: not p["needs_order"])[:3]
     figure = Figure(figsize=(12, 7), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(6.5, 5.5))
     figures.gallery([(_frames(p), p) for p in chosen], width=6.5, height=7, figure=left, margin=0.12)
@@ -82,7 +90,7 @@ def result_picture(folder: str | Path):
 
 
 def draw_files(predictions: Sequence[dict], count: int = SHOWN, seed: int = 0) -> dict[str, list[list[dict]]]:
-    """Some files of each kind, drawn at random whatever the answers were: kind -> files -> its predictions."""
+    """Some files of each kind, drawn at random whatever was answered: kind -> files -> their predictions."""
     files: dict[str, dict[str, list[dict]]] = {kind: {} for kind in ("image", "video")}
     for prediction in predictions:
         if prediction["file"] is not None:
@@ -106,9 +114,9 @@ def _read(file: Path) -> dict:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): delete it and give the train command again.") from error
+        raise CheckpointError(f"{file} cannot be read ({error}): {REDO}.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no JSON object: delete it and give the train command again.")
+        raise CheckpointError(f"{file} holds no JSON object: {REDO}.")
     return content
 
 
@@ -119,7 +127,7 @@ def _parts(evaluation: dict, file: Path) -> tuple[dict, dict]:
             return tables, predictions
     except (KeyError, TypeError):
         pass
-    raise CheckpointError(f"{file} holds no test results: delete it and give the train command again.")
+    raise CheckpointError(f"{file} holds no test results: {REDO}.")
 
 
 def _headlines(tables: dict[str, list[dict]]) -> list[dict]:
@@ -148,28 +156,28 @@ def _columns(rows: list[dict]) -> dict:
 def _facts(run: dict, logs: dict, model: VideoLLaVA) -> list[tuple[str, str]]:
     """(what, value) lines on what was trained, on what and how."""
     preset, made = run.get("preset", {}), run.get("made_with", {})
-    world, language = preset.get("world"), model.config.language
-    sizes = {name: sum(p.numel() for p in getattr(model, name).parameters())
-             for name in ("image_encoder", "video_encoder", "projector", "language_model")}  # fmt: skip
-    vision = model.config.video
-    facts = [("Preset", f"{preset['name']}, started from {run.get('start', 'nothing')}")] if "name" in preset else []
+    vision, language, world = model.config.video, model.config.language, preset.get("world")
+    sizes = ", ".join(
+        f"{part.replace('_', ' ')} {_count(sum(p.numel() for p in getattr(model, part).parameters()))}"
+        for part in ("image_encoder", "video_encoder", "projector", "language_model")
+    )
+    facts = [("Preset", f"{preset['name']}, started from {run.get('start')}")] if "name" in preset else []
+    patches = f"{vision.grid} × {vision.grid} patches"
     facts += [
-        ("Parameters", ", ".join(f"{name.replace('_', ' ')} {_count(size)}" for name, size in sizes.items())),
-        ("Sees", f"{vision.image_size} px in {vision.grid} × {vision.grid} patches, {vision.frames} frames of a clip"),
+        ("Parameters", sizes),
+        ("Sees", f"{vision.image_size} px in {patches}, {vision.frames} frames of a clip"),
         ("Language model", f"{language.layers} layers of width {language.width}, {language.vocab_size:,} tokens"),
     ]
     if world:
-        facts.append(("World", f"{world['images']:,} pictures and {world['clips']:,} clips, {world['turns']} questions "
-                               f"each, seed {world['seed']}"))  # fmt: skip
-    recipes = {"language": "language", "languagebind-image": "align_image", "languagebind-video": "align_video",
-               "stage1": "stage1", "model": "stage2"}  # fmt: skip
-    for name, key in recipes.items():
+        size = f"{world['images']:,} pictures and {world['clips']:,} clips"
+        facts.append(("World", f"{size}, {world['turns']} questions each, seed {world['seed']}"))
+    for name, key in RECIPES.items():
         recipe = preset.get(key) or (run.get("training") if name == "model" else None)
         if logs.get(name) and recipe:
-            seconds = sum(line.get("seconds", 0) for line in logs[name])
-            facts.append((figures.TITLES[name], f"{recipe['steps']:,} steps of {recipe['batch_size']}, learning rate "
-                                                f"{recipe['learning_rate']:g}, seed {recipe['seed']}, "
-                                                f"{figures.duration(seconds)}"))  # fmt: skip
+            took = figures.duration(sum(line.get("seconds", 0) for line in logs[name]))
+            steps = f"{recipe['steps']:,} steps of {recipe['batch_size']}"
+            rate = f"learning rate {recipe['learning_rate']:g}, seed {recipe['seed']}"
+            facts.append((figures.TITLES[name], f"{steps}, {rate}, {took}"))
     software = [f"{name} {made[name]}" for name in ("minivllava", "torch", "python") if made.get(name)]
     software += [f"commit {made['commit'][:10]}"] if made.get("commit") else []
     facts += [("Machine", made["machine"])] if made.get("machine") else []
@@ -178,7 +186,7 @@ def _facts(run: dict, logs: dict, model: VideoLLaVA) -> list[tuple[str, str]]:
 
 def _count(parameters: int) -> str:
     size, unit = (parameters / 1e3, "K") if parameters < 1e6 else (parameters / 1e6, "M")
-    return f"{size:.3g}\N{NO-BREAK SPACE}{unit}" if size < 1000 else f"{size:,.0f}\N{NO-BREAK SPACE}{unit}"
+    return (f"{size:.3g}" if size < 1000 else f"{size:,.0f}") + f"\N{NO-BREAK SPACE}{unit}"
 
 
 def _frames(prediction: dict) -> np.ndarray:
@@ -202,25 +210,28 @@ def _overlay(model: VideoLLaVA, prediction: dict) -> dict:
         f"mean of all {weights.shape[0]} layers and {weights.shape[1]} heads": weights.mean((0, 1)),
         f"most focused head: layer {layer + 1}, head {head + 1}": weights[layer, head],
     }
-    chart = _chart(lambda **look: figures.attention_overlay(frames, maps, **look))
+    chart = _chart(lambda **look: figures.attention_overlay(frames, maps, **look), photos=True)
     return {"chart": chart, "share": [float(found.sum()) for found in maps.values()], **prediction}
 
 
-def _chart(draw: Callable) -> dict[str, str]:
+def _chart(draw: Callable, photos: bool = False) -> dict[str, str]:
     """A figure as data URIs: on light and dark pages, wide and narrow."""
+    wide, narrow = {"width": 9.0}, {"width": 4.2}
+    looks = {"light": wide, "light_narrow": narrow}
+    looks |= {look.replace("light", "dark"): options | {"dark": True} for look, options in looks.items()}
+    return {look: _rendered(draw(**options), photos) for look, options in looks.items()}
+
+
+def _rendered(figure, photos: bool) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    looks = {"light": (9.0, False), "dark": (9.0, True), "light_narrow": (4.2, False), "dark_narrow": (4.2, True)}
-    uris = {}
-    for look, (width, dark) in looks.items():
-        figure, buffer = draw(width=width, dark=dark), io.BytesIO()
-        figure.set_dpi(160)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        # 256 colours are plenty for a chart, and take a third of the bytes
-        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256).save(buffer, format="PNG")
-        uris[look] = _uri(buffer.getvalue())
-    return uris
+    figure.set_dpi(160)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image, buffer = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), io.BytesIO()
+    # 256 colours are plenty for what holds no photos, and take a third of the bytes
+    (image if photos else image.quantize(256)).save(buffer, format="PNG")
+    return _uri(buffer.getvalue())
 
 
 def _png(frame: np.ndarray) -> str:

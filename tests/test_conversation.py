@@ -273,7 +273,7 @@ def test_any_text_comes_back(text):
     ids = TOKENIZER.encode(text)
     special = [name for name in ("<unk>", "<s>", "</s>", "<eot>") if name in text]
     assert special or TOKENIZER.decode(ids) == text
-    assert len(ids) == len(spans) and max(ids, default=0) < len(TOKENIZER)
+    assert max(ids, default=0) < len(TOKENIZER)
 
 
 def test_every_byte_and_every_script_comes_back():

@@ -23,30 +23,45 @@ RGB = {
 
 def render(scene: Scene, size: int = 64) -> np.ndarray:
     """Draw a scene `size` pixels wide: uint8 (h, w, 3) for a picture, (t, h, w, 3) for a clip."""
-    canvas = _background(scene, size)[None]  # 1 h w c
+    canvas = np.repeat(_background(scene, size)[None], scene.frames, axis=0)  # t h w c
     for thing in scene.things:
-        cover = coverage(thing, scene.frames, size)[..., None]  # t h w 1
-        canvas = canvas + cover * (np.array(RGB[thing.colour], np.float32) - canvas)
+        rows, columns = _window(thing, scene.frames, size)
+        cover = coverage(thing, scene.frames, size, rows, columns)[..., None]
+        part = canvas[:, rows, columns]
+        part += cover * (np.array(RGB[thing.colour], np.float32) - part)
     return _to_bytes(canvas, scene)
 
 
 def render_depth(scene: Scene, size: int = 64) -> np.ndarray:
     """Draw nearness, near bright, over a gentle ramp of floor: uint8 (h, w), for a clip (t, h, w)."""
     ramp = np.linspace(15, 75, size, dtype=np.float32)
-    canvas = np.broadcast_to(ramp[:, None], (1, size, size))
+    canvas = np.broadcast_to(ramp[:, None], (scene.frames, size, size))
     for thing in scene.things:
         cover = coverage(thing, scene.frames, size)
         canvas = canvas + cover * (110 + 140 * np.float32(thing.z) - canvas)
     return _to_bytes(canvas, scene)
 
 
-def coverage(thing: Thing, frames: int, size: int) -> np.ndarray:
-    """Share of each pixel that a thing covers: float32 (t, h, w) in 0..1; (1, h, w) if it stays still."""
+def coverage(
+    thing: Thing, frames: int, size: int, rows: slice = slice(None), columns: slice = slice(None)
+) -> np.ndarray:
+    """Share of each pixel that a thing covers: float32 (t, h, w) in 0..1; (1, h, w) if it stays still.
+
+    Only `rows` and `columns` of the canvas are drawn, by default all of it.
+    """
     track = thing.track(frames if thing.acts else 1)
     x, y, radius, visible = (np.asarray(values, np.float32)[:, None, None] for values in track)  # t 1 1
     pixel = (np.arange(size, dtype=np.float32) + 0.5) / size
-    distance = DISTANCE[thing.shape](pixel[None, None, :] - x, pixel[None, :, None] - y, radius)
+    distance = DISTANCE[thing.shape](pixel[None, None, columns] - x, pixel[None, rows, None] - y, radius)
     return np.clip(0.5 - distance * size, 0, 1) * visible
+
+
+def _window(thing: Thing, frames: int, size: int) -> tuple[slice, slice]:
+    """Rows and columns of all pixels that a thing may touch: the rest of the canvas need not be drawn."""
+    x, y, radius, _ = thing.track(frames)
+    sides = ((int(np.min(v - radius) * size) - 1, int(np.max(v + radius) * size) + 2) for v in (y, x))
+    rows, columns = (slice(max(start, 0), stop) for start, stop in sides)
+    return rows, columns
 
 
 def _background(scene: Scene, size: int) -> np.ndarray:
@@ -57,10 +72,8 @@ def _background(scene: Scene, size: int) -> np.ndarray:
 
 
 def _to_bytes(canvas: np.ndarray, scene: Scene) -> np.ndarray:
-    canvas = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-    if not scene.is_clip:
-        return canvas[0]
-    return np.ascontiguousarray(np.broadcast_to(canvas, (scene.frames, *canvas.shape[1:])))
+    canvas = (canvas + np.float32(0.5)).astype(np.uint8)
+    return canvas if scene.is_clip else canvas[0]
 
 
 def _disc(x, y, radius):

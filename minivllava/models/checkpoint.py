@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from minivllava.config import LanguageConfig, ModelConfig, from_dict, to_dict
 from minivllava.data.tokenizer import Tokenizer
@@ -57,12 +58,15 @@ def save_model(
     notes: dict | None = None,
     tokenizer: Tokenizer | None = None,
 ):
-    """Writes any of the three kinds of model folder, all or nothing."""
+    """Writes any of the three kinds of model folder, all or nothing. Of several processes all call it, and one
+    writes."""
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     card = {"format": FORMAT, "kind": kind, "config": to_dict(model.config), "notes": notes or {}}
 
+    tensors = gathered(model.state_dict())
+
     def write(folder: Path):
-        save_tensors(model.state_dict(), folder / "model.safetensors", dtype)
+        save_tensors(tensors, folder / "model.safetensors", dtype)
         (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n")
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
@@ -71,7 +75,12 @@ def save_model(
 
 
 def write_folder(path: str | Path, write: Callable[[Path], None]):
-    """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place in one step."""
+    """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place in one step.
+
+    Of several processes all call it, and only the main one writes.
+    """
+    if not is_main_process():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
@@ -87,6 +96,16 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
             os.replace(old, path)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files (of several that `accelerate launch` started)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in place of those that FSDP has sharded; every process must take part."""
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None):

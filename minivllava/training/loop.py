@@ -8,7 +8,6 @@ the whole batch, however it is cut into processes and accumulation steps.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minivllava.config import TrainingConfig, to_dict
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.checkpoint import check_tensors, load_tensors, save_tensors, write_folder
+from minivllava.models.checkpoint import check_tensors, gathered, load_tensors, save_tensors, write_folder
 from minivllava.models.vllava import Loss
 
 
@@ -135,8 +135,7 @@ def train(
             log.append({"step": step + 1, "learning_rate": rate, **window.close()})
             bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", lr=f"{rate:.1e}")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            if accelerator.is_main_process:
-                state.save(step + 1, log)
+            state.save(step + 1, log)
             accelerator.wait_for_everyone()
     bar.close()
     model.eval()
@@ -197,9 +196,10 @@ class _State:
             if p in self.optimizer.state
         }
         card = {"step": step, "config": self.config, "updates": counts, "log": log}
+        weights, moments = gathered(self.parameters), gathered(moments)
 
         def write(folder: Path):
-            save_tensors(self.parameters, folder / "weights.safetensors")
+            save_tensors(weights, folder / "weights.safetensors")
             save_tensors(moments, folder / "optimizer.safetensors")
             (folder / "state.json").write_text(json.dumps(card))
 
@@ -224,7 +224,7 @@ class _State:
         moments = load_tensors(self.folder / "optimizer.safetensors")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(_placed_like(parameter, weights[name]))
                 if name in card["updates"]:
                     self.optimizer.state[parameter] = {
                         "step": torch.tensor(card["updates"][name]),
@@ -237,6 +237,9 @@ class _State:
         return card["step"], card["log"]
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one that writes files (of several that `accelerate launch` started)."""
-    return int(os.environ.get("RANK", "0")) == 0
+def _placed_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+    """A whole tensor where the parameter is: on its device, sharded where FSDP has sharded it."""
+    tensor = tensor.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor

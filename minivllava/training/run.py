@@ -9,6 +9,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,12 +22,17 @@ from minivllava.config import ModelConfig, Preset, TrainingConfig, to_dict
 from minivllava.data.build import build_world
 from minivllava.data.dataset import check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.checkpoint import load_language, load_languagebind, load_vllava, save_model
+from minivllava.models.checkpoint import (
+    is_main_process,
+    load_language,
+    load_languagebind,
+    load_vllava,
+    save_model,
+)
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
-from minivllava.training.loop import is_main_process
 from minivllava.training.stages import stage1, stage2
 
 
@@ -53,11 +59,14 @@ class Run:
         """Trains and saves, unless that was done before. Returns the step's checkpoint folder."""
         path = self.folder / name
         if not (path / "config.json").exists():
-            log = train(self.folder / f"{name}-unfinished")
+            unfinished = self.folder / f"{name}-unfinished"
+            log = train(unfinished)
             if is_main_process():
-                save(path)
                 self.write_log(name, log)
+            save(path)
             self.barrier()
+            if is_main_process():
+                shutil.rmtree(unfinished, ignore_errors=True)
         return path
 
     def write_log(self, name: str, log: list[dict]):
@@ -139,15 +148,20 @@ def train_from_parts(preset: Preset, parts: str | Path, folder: str | Path, **op
 
 
 def finetune(
-    init: str | Path, files, media, training: TrainingConfig, folder: str | Path,
+    init: str | Path, files, media, training: TrainingConfig, epochs: float, folder: str | Path,
     skip_broken: bool = False, **options,
 ) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
     """Stage 2 on your own records, from a finished checkpoint. Returns the model and the files left out.
 
-    Every file is checked before training starts; broken ones raise MediaError, unless `skip_broken`.
+    The recipe is `training`, for as many steps as `epochs` passes take; of fewer records than a batch holds,
+    each step takes all. Every file is checked before training starts; broken ones raise MediaError, unless `skip_broken`.
     """
     records = load_records(files, media)
     records, skipped = check_media(records, skip_broken, options.get("progress", True))
+    share = max(1, min(training.batch_size, len(records)) // training.accumulation)
+    batch_size = share * training.accumulation
+    steps = max(1, round(epochs * len(records) / batch_size))
+    training = replace(training, batch_size=batch_size, steps=steps)
     model = load_vllava(init)
     run = Run(folder, {"training": to_dict(training), "start": str(init), "data": [str(f) for f in files]})
     path = run.step(
