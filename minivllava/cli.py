@@ -1,4 +1,4 @@
-"""The command line: train, demo, ask, evaluate, data, bench."""
+"""The command line: demo, train, ask, evaluate, data, export, bench."""
 
 import json
 import shutil
@@ -216,6 +216,17 @@ def data(
 
         example_sheet(world).savefig(sheet)
         print(f"Examples: {sheet}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run from scratch, e.g. runs/tiny.")],
+    out: Annotated[Path, typer.Argument(help="Where the parts and the finished model go.")],
+):
+    """Copy a run's parts and finished model, in half precision: this fills data/pretrained."""
+    from minivllava.training.run import export as copy_models
+
+    copy_models(run, out)
 
 
 @app.command()

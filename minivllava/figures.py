@@ -123,8 +123,8 @@ def accuracy_by_type(rows: Sequence[dict], width: float = 9.0, dark: bool = Fals
         for y, name in enumerate(shown):
             _accuracy_line(axes, ink, y, found.get(name))
         axes.set_yticks(range(len(shown)), [name.replace("/", ", ") for name in shown])
-        for label, name in zip(axes.get_yticklabels(), shown, strict=True):
-            label.set_fontweight("bold" if name == "all" else "normal")
+        for label in axes.get_yticklabels()[:1]:  # none in the second of two panels
+            label.set_fontweight("bold")
         axes.tick_params(axis="y", labelsize=10.5, labelcolor=ink.text, labelleft=not beside or number == 0)
         axes.set_ylim(len(shown) - 0.4, -0.7)
         axes.set_xlim(0, 100)

@@ -162,11 +162,11 @@ def _facts(run: dict, logs: dict, model: VideoLLaVA) -> list[tuple[str, str]]:
         for part in ("image_encoder", "video_encoder", "projector", "language_model")
     )
     facts = [("Preset", f"{preset['name']}, started from {run.get('start')}")] if "name" in preset else []
-    patches = f"{vision.grid} × {vision.grid} patches"
+    patches, layers = f"{vision.grid} × {vision.grid} patches", f"{language.layers} layers of width {language.width}"
     facts += [
         ("Parameters", sizes),
         ("Sees", f"{vision.image_size} px in {patches}, {vision.frames} frames of a clip"),
-        ("Language model", f"{language.layers} layers of width {language.width}, {language.vocab_size:,} tokens"),
+        ("Language model", f"{layers}, {len(model.tokenizer):,} tokens"),
     ]
     if world:
         size = f"{world['images']:,} pictures and {world['clips']:,} clips"

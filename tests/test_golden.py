@@ -80,8 +80,8 @@ def vision_config(card: dict) -> VisionConfig:
     return VisionConfig(
         image_size=card["image_size"], patch_size=card["patch_size"], width=card["hidden_size"],
         layers=card["num_hidden_layers"], heads=card["num_attention_heads"],
-        mlp_width=card["intermediate_size"], activation=card["hidden_act"], norm_eps=card["layer_norm_eps"], temporal=card["add_time_attn"],
-        frames=card["num_frames"],
+        mlp_width=card["intermediate_size"], activation=card["hidden_act"], norm_eps=card["layer_norm_eps"],
+        temporal=card["add_time_attn"], frames=card["num_frames"],
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 EXTRAS = {
     name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()
 }
@@ -135,6 +136,14 @@ def test_every_import_is_declared() -> None:
     optional = [requirement for extra in ("gpu", "stats") for requirement in EXTRAS[extra]]
     assert imported_packages("minivllava") <= named(CORE + optional)
     assert imported_packages("tests") <= named(CORE + EXTRAS["test"])
+
+
+def test_files_beside_the_code_are_installed_with_it() -> None:
+    package = Path("minivllava")
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["minivllava"]
+    installed = {path.relative_to(ROOT) for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    beside = {path for path in tracked_files() if path.is_relative_to(package) and path.suffix != ".py"}
+    assert beside <= installed
 
 
 def test_dev_is_all_other_extras() -> None:

@@ -56,6 +56,16 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+# AdamW makes a step of this size out of any gradient, even one that is all rounding errors
+RATE = 2e-4
+
+
+def assert_same_log(one: list[dict], other: list[dict]):
+    """AdamW hardly sees by what factor gradients are off; their norm does."""
+    for key in ("step", "loss", "grad_norm", "tokens"):
+        assert [line[key] for line in one] == pytest.approx([line[key] for line in other], rel=1e-5), key
+
+
 def assert_bit_equal(one, other):
     one, other = weights(one), weights(other)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -128,6 +138,14 @@ class Line(torch.nn.Module):
         return Loss((x @ self.slope + self.shift).square().sum(), torch.tensor(len(x)))
 
 
+class NoisyLine(Line):
+    """Draws random numbers as it trains, as patch dropout does."""
+
+    def forward(self, batch):
+        loss = super().forward(batch)
+        return Loss(loss.total + (self.slope * torch.randn(3, 3)).sum(), loss.tokens)
+
+
 def line_task(config):
     return Task(
         plan=shuffled_batches(20, config.batch_size, config.seed),
@@ -153,7 +171,9 @@ def test_one_step_is_adamw_on_the_mean_gradient(tmp_path):
     )  # fmt: skip
     optimizer.step()
     torch.testing.assert_close(weights(model), weights(twin))
-    assert log[0]["loss"] == pytest.approx(float(loss)) and log[0]["grad_norm"] == pytest.approx(float(norm))
+    assert log[0]["loss"] == pytest.approx(float(loss.detach())) and log[0]["grad_norm"] == pytest.approx(
+        float(norm)
+    )
     assert log[0]["tokens"] == 4 and log[0]["step"] == 1 and 0 <= log[0]["waiting"] <= 1
 
 
@@ -195,11 +215,11 @@ def stopping(task: Task, at: int) -> Task:
 @pytest.mark.parametrize("stop", range(1, 8))
 def test_a_run_stopped_at_any_step_continues_to_the_same_weights(tmp_path, stop):
     config = training(steps=8, checkpoint_every=3, weight_decay=0.1)
-    whole = Line()
+    whole = NoisyLine()
     log = train(whole, line_task(config), config, tmp_path / "whole", **QUIET)
     with pytest.raises(Stopped):
-        train(Line(), stopping(line_task(config), stop), config, tmp_path / "run", **QUIET)
-    continued = Line()
+        train(NoisyLine(), stopping(line_task(config), stop), config, tmp_path / "run", **QUIET)
+    continued = NoisyLine()
     again = train(continued, line_task(config), config, tmp_path / "run", **QUIET)
     assert_bit_equal(continued, whole)
     assert [line["loss"] for line in again] == [line["loss"] for line in log]
@@ -304,10 +324,11 @@ def test_frozen_parts_get_no_gradient(records):
 
 
 def test_accumulation_changes_nothing(records, tmp_path):
-    whole, log = run_task("stage2", records, training(batch_size=8), tmp_path / "1")
-    parts, parts_log = run_task("stage2", records, training(batch_size=8, accumulation=4), tmp_path / "4")
+    config = training(batch_size=8, learning_rate=RATE)
+    whole, log = run_task("stage2", records, config, tmp_path / "1")
+    parts, parts_log = run_task("stage2", records, replace(config, accumulation=4), tmp_path / "4")
     torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=1e-6)
-    assert [line["loss"] for line in parts_log] == pytest.approx([line["loss"] for line in log], abs=1e-6)
+    assert_same_log(parts_log, log)
 
 
 def test_cached_features_train_the_same_model(records, tmp_path):
@@ -365,8 +386,9 @@ def test_language_pretraining_reads_text_alone(records, tmp_path):
 def test_a_handful_of_files_is_learned_by_heart(records_file, tmp_path):
     """Real PNG and MP4 files, from JSON to answers: every one right, and only for the file that it belongs to."""
     tiny_vllava(seed=3).save_pretrained(tmp_path / "init")
-    config = training(steps=150, batch_size=9, learning_rate=2e-2, checkpoint_every=60, log_every=50)
-    model, skipped = finetune(tmp_path / "init", [records_file], None, config, tmp_path / "run", **QUIET)
+    config = training(batch_size=32, learning_rate=2e-2, checkpoint_every=60, log_every=50)
+    recipe = (tmp_path / "init", [records_file], None, config)
+    model, skipped = finetune(*recipe, 150, tmp_path / "run", **QUIET)
     assert skipped == []
     folder = records_file.parent
     for number, colour in enumerate(COLOURS):
@@ -377,10 +399,10 @@ def test_a_handful_of_files_is_learned_by_heart(records_file, tmp_path):
     answer = model.chat("Which colours are there?", on_text=pieces.append)
     assert answer == "".join(pieces) == ", ".join(COLOURS)
     first = weights(load_vllava(tmp_path / "run/model"))
-    again, _ = finetune(tmp_path / "init", [records_file], None, config, tmp_path / "run", **QUIET)
+    again, _ = finetune(*recipe, 150, tmp_path / "run", **QUIET)
     assert all(torch.equal(tensor, first[key]) for key, tensor in weights(again).items()), "done once is done"
     with pytest.raises(CheckpointError, match="run with another training"):
-        finetune(tmp_path / "init", [records_file], None, replace(config, seed=1), tmp_path / "run", **QUIET)
+        finetune(*recipe, 151, tmp_path / "run", **QUIET)
 
 
 def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_path):
@@ -389,7 +411,7 @@ def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_pa
     (tmp_path / "blue.mp4").unlink()
     tiny_vllava().save_pretrained(tmp_path / "init")
     with pytest.raises(MediaError) as error:
-        finetune(tmp_path / "init", [file], None, training(), tmp_path / "run", **QUIET)
+        finetune(tmp_path / "init", [file], None, training(), 1, tmp_path / "run", **QUIET)
     assert all(name in str(error.value) for name in ("2 of the files", "red.png", "blue.mp4", "skip"))
     assert not (tmp_path / "run").exists()
     _, skipped = finetune(
@@ -427,11 +449,9 @@ def test_a_killed_run_continues_to_the_same_weights(records, records_file, tmp_p
 
 
 def test_two_processes_take_the_steps_of_one(records, records_file, tmp_path):
-    tasks = {
-        "stage2": {"batch_size": 8, "steps": 3},
-        "align_image": {"batch_size": 4, "steps": 3, "learning_rate": 1e-3},
-        "align_video": {"batch_size": 4, "steps": 3, "learning_rate": 1e-3},
-    }
+    usual = {"steps": 3, "learning_rate": RATE}
+    tasks = {"stage2": {"batch_size": 8}, "align_image": {"batch_size": 4}, "align_video": {"batch_size": 4}}
+    tasks = {name: usual | fields for name, fields in tasks.items()}
     done = start_worker(tmp_path / "two", records_file, tasks, processes=2)
     assert done.returncode == 0, done.stderr
     for name, fields in tasks.items():
@@ -442,6 +462,4 @@ def test_two_processes_take_the_steps_of_one(records, records_file, tmp_path):
         torch.testing.assert_close(
             {key: two[key] for key in ours}, ours, rtol=0, atol=1e-6, msg=f"{name}: {{}}".format
         )
-        lines = json.loads((tmp_path / f"two/{name}.json").read_text())
-        assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in log], abs=1e-5)
-        assert [line["tokens"] for line in lines] == [line["tokens"] for line in log]
+        assert_same_log(json.loads((tmp_path / f"two/{name}.json").read_text()), log)

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from minivllava.config import LanguageConfig, ModelConfig, from_dict, to_dict
 from minivllava.data.tokenizer import Tokenizer
@@ -105,7 +104,7 @@ def is_main_process() -> bool:
 
 def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors in place of those that FSDP has sharded; every process must take part."""
-    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None):

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minivllava.config import TrainingConfig, to_dict
 from minivllava.errors import CheckpointError, ConfigError
@@ -230,7 +229,7 @@ class _State:
                         "step": torch.tensor(card["updates"][name]),
                         # copies: tensors that were equal are stored once and must not stay one
                         **{
-                            k: moments[f"{k}.{name}"].to(parameter.device, copy=True)
+                            k: _placed_like(parameter, moments[f"{k}.{name}"].clone())
                             for k in ("exp_avg", "exp_avg_sq")
                         },
                     }
@@ -240,6 +239,8 @@ class _State:
 def _placed_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
     """A whole tensor where the parameter is: on its device, sharded where FSDP has sharded it."""
     tensor = tensor.to(parameter.device)
-    if isinstance(parameter, DTensor):
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
     return tensor

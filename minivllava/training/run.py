@@ -172,6 +172,22 @@ def finetune(
     return load_vllava(path), skipped
 
 
+def export(run: str | Path, out: str | Path):
+    """Copies what a run from scratch made into `out`, in half precision: `parts/`, the finished model under the
+    preset's name, and the run's description and log. This is how `data/pretrained` was filled."""
+    run, out = Path(run), Path(out)
+    bound, tokenizer = load_languagebind(run / "languagebind-video")
+    language, _ = load_language(run / "language")
+    model = load_vllava(run / "model")
+    name = json.loads((run / "run.json").read_text())["preset"]["name"]
+    half = torch.float16
+    save_model(bound, out / "parts" / "languagebind", "languagebind", half, tokenizer=tokenizer)
+    save_model(language, out / "parts" / "language", "language", half, tokenizer=tokenizer)
+    model.save_pretrained(out / name, dtype=half)
+    for file in ("run.json", "log.json"):
+        shutil.copy(run / file, out / file)
+
+
 def assemble(config: ModelConfig, bound: LanguageBind, language, tokenizer) -> VideoLLaVA:
     """A Video-LLaVA from bound encoders and a language model; its projector is new (seed 0).
 

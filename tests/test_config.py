@@ -1,0 +1,53 @@
+"""Presets and overrides."""
+
+import pytest
+
+from minivllava.config import PRESETS, ModelConfig, Preset, from_dict, override, preset, to_dict
+from minivllava.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    assert from_dict(Preset, to_dict(preset(name))) == preset(name)
+
+
+def test_override_changes_one_field():
+    changed = override(preset("tiny"), "stage2.steps=7", "model.template=v1", "language.betas=[0.9, 0.95]")
+    assert (changed.stage2.steps, changed.model.template, changed.language.betas) == (7, "v1", (0.9, 0.95))
+    assert changed.stage1 == preset("tiny").stage1
+
+
+@pytest.mark.parametrize(
+    "assignment, told",
+    [
+        ("stage2.step=7", "choose one of steps"),
+        ("stage9.steps=7", "stage9"),
+        ("stage2.steps", "FIELD=VALUE"),
+        ("stage2.steps=many", "int"),
+        ("stage2.steps=1.5", "int"),
+        ("stage2.steps=true", "int"),
+        ("model.keep_cls_video=1", "bool"),
+        ("language.betas=0.9", "tuple"),
+        ("model.image.patch_size=7", "multiple"),
+    ],
+)
+def test_bad_overrides_say_what_is_wrong(assignment, told):
+    with pytest.raises(ConfigError, match=told):
+        override(preset("tiny"), assignment)
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="tiny, small, paper"):
+        preset("huge")
+
+
+def test_unknown_fields_are_refused():
+    with pytest.raises(ConfigError, match="colour"):
+        from_dict(ModelConfig, {"colour": "red"})
+
+
+def test_visual_tokens_of_the_paper_and_of_the_code_since_2024():
+    config = preset("paper").model
+    assert (config.visual_tokens("image"), config.visual_tokens("video", 8)) == (256, 2048)
+    kept = override(preset("paper"), "model.keep_cls_video=true").model
+    assert kept.visual_tokens("video", 8) == 2056
