@@ -162,7 +162,8 @@ def _facts(run: dict, logs: dict, model: VideoLLaVA) -> list[tuple[str, str]]:
         for part in ("image_encoder", "video_encoder", "projector", "language_model")
     )
     facts = [("Preset", f"{preset['name']}, started from {run.get('start')}")] if "name" in preset else []
-    patches, layers = f"{vision.grid} × {vision.grid} patches", f"{language.layers} layers of width {language.width}"
+    patches = f"{vision.grid} × {vision.grid} patches"
+    layers = f"{language.layers} layers of width {language.width}"
     facts += [
         ("Parameters", sizes),
         ("Sees", f"{vision.image_size} px in {patches}, {vision.frames} frames of a clip"),

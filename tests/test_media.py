@@ -225,8 +225,8 @@ def test_decord_is_asked_first(tmp_path, monkeypatch, clip):
 
 
 @pytest.mark.parametrize("name, settings", [
-    ("open_groups.mp4", dict(options={"g": "12", "bf": "3", "x264-params": "open-gop=1:keyint-min=1"})),
-    ("open_groups.mkv", dict(options={"g": "12", "bf": "3", "x264-params": "open-gop=1:keyint-min=1"})),
+    ("open_groups.mp4", dict(frames=64, options={"g": "12", "bf": "3", "x264-params": "open-gop=1"})),
+    ("open_groups.mkv", dict(frames=64, options={"g": "12", "bf": "3", "x264-params": "open-gop=1"})),
     ("mpeg4.mp4", dict(codec="mpeg4", options={"bf": "2"})),
     ("mpeg2.mpg", dict(codec="mpeg2video")),
     ("mpeg4.avi", dict(codec="mpeg4", options={"bf": "2"})),
@@ -238,10 +238,10 @@ def test_decord_is_asked_first(tmp_path, monkeypatch, clip):
     ("same_times.mkv", dict(times=[n // 2 * 100 + n % 2 for n in range(32)])),
 ])
 def test_clips_in_which_decord_loses_its_way_give_their_true_frames(tmp_path, name, settings):
-    path = encode(tmp_path / name, **settings)
+    path, total = encode(tmp_path / name, **settings), settings.get("frames", 32)
     for frames in (3, 5, 7, 8, 11):
-        assert numbers(read_video(path, frames)) == frame_indices(32, frames).tolist()
-    assert numbers(read_video(path, None)) == list(range(32))
+        assert numbers(read_video(path, frames)) == frame_indices(total, frames).tolist()
+    assert numbers(read_video(path, None)) == list(range(total))
 
 
 @pytest.mark.parametrize("name, settings", [("odd.webm", dict(codec="libvpx-vp9", size=(63, 65))),

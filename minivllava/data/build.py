@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +66,12 @@ class WorldConfig:
             raise ConfigError(f"The world's size is {self.size} pixels: use an even number of at least 16.")
         if self.frames < 5:
             raise ConfigError(f"Clips of {self.frames} frames cannot hold two events: use at least 5.")
+
+
+def evaluation_only(config: WorldConfig) -> WorldConfig:
+    """The same held-out splits with just enough training scenes to know the commonest answers."""
+    few = {"images": min(500, config.images), "clips": min(500, config.clips), "validation": 0}
+    return replace(config, align_images=0, align_clips=0, text_documents=0, **few)
 
 
 @dataclass(frozen=True)

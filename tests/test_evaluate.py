@@ -1,0 +1,90 @@
+"""Evaluation: what each view withholds, exact match, the majority answer, and the table."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_vllava, write_records
+
+from minivllava.data.dataset import load_pixels, load_records
+from minivllava.errors import DataError
+from minivllava.evaluation.evaluate import VIEWS, _Visuals, accuracy, evaluate, majority, normalised, table
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_vllava()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return load_records(write_records(tmp_path_factory.mktemp("records")))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_answers_every_record(model, records, view):
+    predictions = evaluate(model, records, view, max_new_tokens=3, progress=False)
+    assert [p["id"] for p in predictions] == records["id"]
+    assert [p["kind"] for p in predictions] == ["image", "video"] * 4 + ["text"]
+    assert all(p["correct"] == (normalised(p["answer"]) == normalised(p["truth"])) for p in predictions)
+    assert predictions[0]["question"] == "What colour is the square?", "shown without its placeholder"
+
+
+def test_batches_give_the_answers_of_single_questions(model, records):
+    together = evaluate(model, records, max_new_tokens=4, progress=False)
+    alone = evaluate(model, records, batch_size=1, max_new_tokens=4, progress=False)
+    assert [p["answer"] for p in together] == [p["answer"] for p in alone]
+
+
+def test_views_change_clips_and_nothing_else(model, records):
+    picture, clip = records[0]["visuals"][0], records[1]["visuals"][0]
+    shown = {view: _Visuals(model, view) for view in VIEWS}
+    assert torch.equal(shown["model"](picture, "image"), shown["shuffled frames"](picture, "image"))
+    assert not torch.equal(shown["model"](clip, "video"), shown["shuffled frames"](clip, "video"))
+    pixels = load_pixels(clip, "video", model.config, 4)
+    middle = model.features(pixels[2].expand_as(pixels)[None])[0]
+    assert torch.equal(shown["single frame"](clip, "video"), middle)
+
+
+def test_blind_answers_do_not_depend_on_the_file(model, records):
+    rows = records.select([0, 2])  # the same question about two pictures
+    answers = [p["answer"] for p in evaluate(model, rows, "blind", progress=False)]
+    assert answers[0] == answers[1]
+
+
+def test_records_without_an_answer_are_refused(model, records, tmp_path):
+    record = {"id": 7, "conversations": [{"from": "human", "value": "Why?"}]}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    with pytest.raises(DataError, match="id 7"):
+        evaluate(model, load_records(tmp_path / "a.json"), progress=False)
+
+
+def test_normalised():
+    assert normalised(" The  Red circle. ") == "the red circle"
+
+
+def _record(answer, kind="colour", order=False):
+    turns = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": answer}]
+    return {
+        "id": answer, "where": "here", "images": ["a.png"], "videos": [], "visuals": ["a.png"],
+        "conversations": turns, "types": [kind], "needs_order": [order],
+    }  # fmt: skip
+
+
+def test_majority_is_the_commonest_answer_to_each_type_in_training():
+    training = [_record("red"), _record("red"), _record("blue"), _record("two", "count")]
+    test = [_record("red"), _record("blue"), _record("two", "count"), _record("left", "relation")]
+    predictions = majority(test, training)
+    assert [p["answer"] for p in predictions] == ["red", "red", "two", ""]
+    assert [p["correct"] for p in predictions] == [True, False, True, False]
+
+
+def test_table_counts_what_it_says():
+    test = [_record("red"), _record("blue"), _record("left", "motion", order=True)]
+    right = majority(test, test[:1])  # "red" to colours, nothing to motions
+    rows = {row["type"]: row for row in table({"model": right, "blind": right[:1]})}
+    assert (rows["all"]["n"], rows["all"]["model"], rows["all"]["blind"]) == (3, pytest.approx(1 / 3), 1.0)
+    assert (rows["colour"]["n"], rows["colour"]["model"]) == (2, 0.5)
+    assert (rows["needs order"]["n"], rows["needs order"]["model"]) == (1, 0.0)
+    assert rows["motion"]["blind"] is None, "nothing to average is no number"
+    assert accuracy([]) == (None, 0)
