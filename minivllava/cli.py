@@ -48,16 +48,24 @@ def demo(
 @app.command()
 def train(
     preset: Preset = "tiny",
-    name: Annotated[str | None, typer.Option(help="The run's folder under runs/; by default the preset's name.")] = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train language model and encoders too.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="The run's folder under runs/; by default the preset's name.")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train language model and encoders too.")
+    ] = False,
     init: Annotated[
         Path | None, typer.Option(help="Start: pretrained parts, or with --data a finished checkpoint.")
     ] = None,
     data: Annotated[
         list[Path], typer.Option(help="Your own LLaVA-format JSON of pictures, clips or text; may be repeated.")
     ] = [],  # noqa: B006
-    media: Annotated[Path | None, typer.Option(help="The folder that its paths start from; by default the JSON's.")] = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out records whose media is broken.")] = False,
+    media: Annotated[
+        Path | None, typer.Option(help="The folder that its paths start from; by default the JSON's.")
+    ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out records whose media is broken.")
+    ] = False,
     epochs: Annotated[float, typer.Option(min=0, help="With --data: passes over your records.")] = 3.0,
     change: Changes = [],  # noqa: B006
     device: Device = None,
@@ -116,7 +124,9 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames the model sees of a clip; by default 8.")] = None,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print question, files and answer as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print question, files and answer as one JSON object.")
+    ] = False,
 ):
     """Ask a model about pictures and clips; the answer streams as it is made.
 
@@ -174,7 +184,9 @@ def _print_results(results: dict):
             shown.add_column(column, justify="left" if column in ("kind", "type") else "right")
         for row in rows:
             scores = ("-" if row[view] is None else f"{100 * row[view]:.1f}" for view in views)
-            shown.add_row(row["kind"], row["type"], str(row["n"]), *scores, style="bold" if row["type"] == "all" else "")
+            shown.add_row(
+                row["kind"], row["type"], str(row["n"]), *scores, style="bold" if row["type"] == "all" else ""
+            )
         Console().print(shown)
 
 
@@ -195,7 +207,9 @@ def data(
         _, broken = check_media(records, skip_broken=True)
         turns = sum(len(row["conversations"]) // 2 for row in records)
         pictures, clips = (len(unique_files(records, kind)) for kind in ("image", "video"))
-        print(f"{len(records)} records, {turns} answers, {pictures} pictures, {clips} clips, {len(broken)} broken files")
+        print(
+            f"{len(records)} records, {turns} answers, {pictures} pictures, {clips} clips, {len(broken)} broken files"
+        )
         for path in broken:
             print(f"broken: {path}")
         return

@@ -22,6 +22,8 @@ from minivllava.evaluation.evaluate import table
 from minivllava.models.vllava import VideoLLaVA
 
 QUESTIONS = {"image": "What shape is the object?", "video": "Which way does it move?"}
+LOOKS = ("light", "dark", "light_narrow", "dark_narrow")
+PNG = "data:image/png;base64,"
 FACTS = {"commit": "0123456789abcdef", "torch": "2.99.1", "python": "3.11", "machine": "an abacus"}
 
 
@@ -83,22 +85,22 @@ def logs() -> dict:
 
 @pytest.fixture
 def run(tmp_path, model, evaluation, logs, monkeypatch):
-    """A finished run; of each chart only one look is drawn, since drawing is slow."""
+    """A finished run, in whose report no chart is drawn, since drawing is slow."""
     folder = tmp_path / "a-run"
     model.save_pretrained(folder / "model")
     about = {"preset": to_dict(preset("tiny")), "start": "somewhere", "made_with": FACTS}
     for name, content in {"run": about, "log": logs, "evaluation": evaluation}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
-    def one_look(draw, photos=False):
-        looks = ("light", "dark", "light_narrow", "dark_narrow")
-        return dict.fromkeys(looks, report._rendered(draw(), photos))
-
-    monkeypatch.setattr(report, "_chart", one_look)
+    monkeypatch.setattr(report, "_chart", lambda draw, photos=False: dict.fromkeys(LOOKS, PNG))
     return folder
 
 
-def test_report_is_one_file_that_tells_what_was_found(run):
+def test_report_is_one_file_that_tells_what_was_found(run, monkeypatch):
+    def one_look(draw, photos=False):
+        return dict.fromkeys(LOOKS, report._rendered(draw(), photos))
+
+    monkeypatch.setattr(report, "_chart", one_look)
     before = set(run.iterdir())
     path = report.write_report(run)
     assert path == run / "report.html"
@@ -106,7 +108,7 @@ def test_report_is_one_file_that_tells_what_was_found(run):
     html = path.read_text()
 
     resources = re.findall(r"""(?:src|srcset|href|data|poster)\s*=\s*["']?([^"'\s>]+)""", html)
-    assert resources and all(uri.startswith("data:image/png;base64,") for uri in resources)
+    assert resources and all(uri.startswith(PNG) and len(uri) > 100 for uri in resources)
     assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
     assert not re.search(r"<(script|link|iframe|object)\b", html)
 
@@ -238,9 +240,10 @@ def test_example_sheet(tmp_path, media):
         (tmp_path / folder).mkdir()
         shutil.copy(media / file, tmp_path / folder)
     records = {"a": {"image": "images/picture.png"}, "b": {"video": "videos/clip.mp4"}}
-    for name, turns in (("stage1", ("Describe it.", "a noisy caption")), ("stage2", ("Is it noise?", "certainly"))):
-        talk = [{"from": "human", "value": f"<image>\n{turns[0]}"}, {"from": "gpt", "value": turns[1]}]
-        rows = [{"id": key, **files, "conversations": talk} for key, files in records.items()]
+    files = {"stage1": ("Describe it.", "a noisy caption"), "stage2": ("Is it noise?", "certainly")}
+    for name, (question, answer) in files.items():
+        talk = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+        rows = [{"id": key, **media_file, "conversations": talk} for key, media_file in records.items()]
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
     shown = words(figures.example_sheet(tmp_path))
     assert shown.count("a noisy caption") == shown.count("Is it noise?") == shown.count("certainly") == 2

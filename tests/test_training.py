@@ -384,7 +384,7 @@ def test_language_pretraining_reads_text_alone(records, tmp_path):
 
 
 def test_a_handful_of_files_is_learned_by_heart(records_file, tmp_path):
-    """Real PNG and MP4 files, from JSON to answers: every one right, and only for the file that it belongs to."""
+    """Real PNG and MP4 files, from JSON to answers: each right for the file that it belongs to."""
     tiny_vllava(seed=3).save_pretrained(tmp_path / "init")
     config = training(batch_size=32, learning_rate=2e-2, checkpoint_every=60, log_every=50)
     recipe = (tmp_path / "init", [records_file], None, config)

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training
 
 from minivllava.data.dataset import load_records
+from minivllava.models.checkpoint import is_main_process
 from minivllava.training import align, stages
-from minivllava.training.loop import is_main_process, train
+from minivllava.training.loop import train
 
 
 def run_task(name: str, records, config, folder: Path, die_at: int | None = None):
-    """Trains a fresh tiny model for one task; returns (model, log). `die_at`: the step that kills the process."""
+    """Trains a fresh tiny model for one task, killed at step `die_at` if given. Returns (model, log)."""
 
     def deadly(model, task, *arguments, **options):
         def plan(step):

@@ -94,9 +94,7 @@ def world_folder(config: WorldConfig, root: str | Path | None = None) -> Path:
     return Path(root or cache_dir()) / f"shapes-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
 
 
-def build_world(
-    config: WorldConfig, root: str | Path | None = None, workers: int = 2, progress: bool = True
-) -> Path:
+def build_world(config: WorldConfig, root: str | Path | None = None, workers: int = 2, progress: bool = True) -> Path:
     """Make the world, unless it is there already, and return its folder.
 
     An interrupted build leaves nothing under that name; of two builds at once, the first to end counts.

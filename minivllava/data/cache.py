@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,9 +64,7 @@ def cache_media(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     array = None
-    loader = torch.utils.data.DataLoader(
-        _Files(files, kind, config, frames), batch_size=batch_size, num_workers=0
-    )
+    loader = torch.utils.data.DataLoader(_Files(files, kind, config, frames), batch_size=batch_size, num_workers=0)
     try:
         with tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar:
             for pixels in loader:

@@ -83,8 +83,7 @@ def encode_conversation(
             labels += new if keep else [IGNORE] * len(new)
     if counts:
         raise DataError(
-            f"{where}: {len(counts)} file(s) without a placeholder; write <image> or <video> in a human turn "
-            "for each."
+            f"{where}: {len(counts)} file(s) without a placeholder; write <image> or <video> in a human turn for each."
         )
     if context is not None and len(ids) > context:
         raise ContextLengthError(

@@ -1,6 +1,6 @@
 """Records to training samples: LLaVA-format JSON, visuals as pixels or cached features, mixed batches.
 
-    JSON files + media folder -> load_records -> encode_records -> batch of samples -> collate -> Batch
+JSON files + media folder -> load_records -> encode_records -> batch of samples -> collate -> Batch
 """
 
 import json

@@ -25,7 +25,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 
 
 def media_kind(path: str | Path) -> str:
-    """"image" or "video", by suffix; a GIF, WebP or APNG is opened: a video if it has more than one frame.
+    """ "image" or "video", by suffix; a GIF, WebP or APNG is opened: a video if it has more than one frame.
 
     Raises MediaError on an unknown suffix, or where a GIF, WebP or APNG cannot be opened.
     """
@@ -50,8 +50,10 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     with _opened_picture(path) as image:
         if _is_animation(image):
-            raise MediaError(f"{path} is an animation of {image.n_frames} frames: use it as a video "
-                             f"(.gif, .webp or .apng), or save the frame you mean as a PNG.")
+            raise MediaError(
+                f"{path} is an animation of {image.n_frames} frames: use it as a video "
+                f"(.gif, .webp or .apng), or save the frame you mean as a PNG."
+            )
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -87,8 +89,10 @@ def read_video(path: str | Path, frames: int | None = 8, backend: str | None = N
             return readers[name](file, frames)
         except Exception as error:  # decord raises bare Exceptions, PyAV and Pillow whatever a decoder met
             reasons.append(f"{name}: {_reason(error)}")
-    raise MediaError(f"{path} cannot be read as a video ({'; '.join(reasons)}): "
-                     f"check that a player shows it, then download it or export it as H.264 MP4 again.")
+    raise MediaError(
+        f"{path} cannot be read as a video ({'; '.join(reasons)}): "
+        f"check that a player shows it, then download it or export it as H.264 MP4 again."
+    )
 
 
 def probe_media(path: str | Path) -> None:
@@ -157,8 +161,10 @@ def _opened_picture(path: str | Path) -> Iterator[Image.Image]:
     except MediaError:
         raise
     except Exception as error:
-        raise MediaError(f"{path} cannot be read as a picture ({_reason(error)}): "
-                         "check that a viewer shows it, then download it or save it as PNG again.") from error
+        raise MediaError(
+            f"{path} cannot be read as a picture ({_reason(error)}): "
+            "check that a viewer shows it, then download it or save it as PNG again."
+        ) from error
 
 
 def _is_animation(image: Image.Image) -> bool:

@@ -211,18 +211,14 @@ def facts(scene: Scene) -> frozenset:
     return frozenset((t.pair, t.size, t.place, t.motion, t.phase) for t in scene.things)
 
 
-def draw_scene(
-    rng: np.random.Generator, clip: bool = False, frames: int = FRAMES, held_out: bool = False
-) -> Scene:
+def draw_scene(rng: np.random.Generator, clip: bool = False, frames: int = FRAMES, held_out: bool = False) -> Scene:
     """Draw a scene; with `held_out` exactly one thing is a pair from HELD_OUT, else none is."""
     count = int(rng.choice((1, 2, 3), p=(0.3, 0.4, 0.3)))
     pairs = [PAIRS[i] for i in rng.choice(len(PAIRS), count, replace=False, p=PAIR_WEIGHTS)]
     if held_out:
         pairs[rng.integers(count)] = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))]
     events = _draw_events(rng, count) if clip else [("stays still", "all")] * count
-    things = _arrange(
-        rng, [(*pair, *event) for pair, event in zip(pairs, events, strict=True)], frames if clip else 1
-    )
+    things = _arrange(rng, [(*pair, *event) for pair, event in zip(pairs, events, strict=True)], frames if clip else 1)
     return Scene(things, int(rng.integers(2**31)), frames if clip else 1)
 
 
@@ -274,6 +270,4 @@ def pulled_inside(thing: Thing) -> Thing:
     right, down = DIRECTIONS.get(thing.motion, (0, 0))
     margin_x = _edge(thing) + abs(right) * thing.reach / 2
     margin_y = _edge(thing) + abs(down) * thing.reach / 2
-    return replace(
-        thing, x=min(max(thing.x, margin_x), 1 - margin_x), y=min(max(thing.y, margin_y), 1 - margin_y)
-    )
+    return replace(thing, x=min(max(thing.x, margin_x), 1 - margin_x), y=min(max(thing.y, margin_y), 1 - margin_y))

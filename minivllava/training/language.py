@@ -40,9 +40,7 @@ def conversation_task(dataset: Conversations, config: TrainingConfig) -> Task:
     )
 
 
-def pretrain_language(
-    model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options
-) -> list[dict]:
+def pretrain_language(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options) -> list[dict]:
     """Trains `model.language_model` on text-only records; all else stays as it is. Returns the log.
 
     Raises DataError when a record holds a visual.

@@ -1,10 +1,10 @@
 """Whole runs: the four training steps in order, each kept on disk when it is done and never done twice.
 
-    runs/NAME/
-        run.json                    the preset, the data and the software that made it
-        language/ languagebind/     parts, when trained from scratch
-        stage1/ model/              checkpoints; model/ is the finished Video-LLaVA
-        log.json                    every training step's log
+runs/NAME/
+    run.json                    the preset, the data and the software that made it
+    language/ languagebind/     parts, when trained from scratch
+    stage1/ model/              checkpoints; model/ is the finished Video-LLaVA
+    log.json                    every training step's log
 """
 
 import json
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from minivllava.models.checkpoint import (
     load_languagebind,
     load_vllava,
     save_model,
+    save_vllava,
 )
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
@@ -118,16 +120,17 @@ def train_from_scratch(preset: Preset, folder: str | Path, **options) -> VideoLL
     config = _with_vocabulary(preset.model, len(tokenizer))
 
     torch.manual_seed(preset.align_image.seed)
-    bound = LanguageBind(LanguageBindConfig({"image": config.image, "video": config.video}, config.text, config.embed_dim))
-    for name, align, recipe in (
-        ("image", align_image, preset.align_image),
-        ("video", align_video, preset.align_video),
+    encoders = {"image": config.image, "video": config.video}
+    bound = LanguageBind(LanguageBindConfig(encoders, config.text, config.embed_dim))
+    for name, file, align, recipe in (
+        ("languagebind-image", "align_images.json", align_image, preset.align_image),
+        ("languagebind-video", "align_clips.json", align_video, preset.align_video),
     ):
-        records = load_records(world / f"align_{name}s.json".replace("videos", "clips"))
+        records = load_records(world / file)
         path = run.step(
-            f"languagebind-{name}",
-            lambda state: align(bound, records, tokenizer, config, recipe, state, **options),  # noqa: B023
-            lambda path: save_model(bound, path, "languagebind", tokenizer=tokenizer),
+            name,
+            partial(align, bound, records, tokenizer, config, recipe, **options),
+            partial(save_model, bound, kind="languagebind", tokenizer=tokenizer),
         )
         bound, _ = load_languagebind(path)
     return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
@@ -154,7 +157,8 @@ def finetune(
     """Stage 2 on your own records, from a finished checkpoint. Returns the model and the files left out.
 
     The recipe is `training`, for as many steps as `epochs` passes take; of fewer records than a batch holds,
-    each step takes all. Every file is checked before training starts; broken ones raise MediaError, unless `skip_broken`.
+    each step takes all. Every file is checked before training starts; broken ones raise MediaError, unless
+    `skip_broken`.
     """
     records = load_records(files, media)
     records, skipped = check_media(records, skip_broken, options.get("progress", True))
@@ -207,13 +211,12 @@ def assemble(config: ModelConfig, bound: LanguageBind, language, tokenizer) -> V
 
 
 def _stages(model: VideoLLaVA, preset: Preset, world: Path, run: Run, **options) -> VideoLLaVA:
-    for name, stage, recipe in (("stage1", stage1, preset.stage1), ("model", stage2, preset.stage2)):
-        records = load_records(world / ("stage1.json" if name == "stage1" else "stage2.json"))
-        path = run.step(
-            name,
-            lambda state: stage(model, records, recipe, state, **options),  # noqa: B023
-            lambda path: model.save_pretrained(path),
-        )
+    for name, file, stage, recipe in (
+        ("stage1", "stage1.json", stage1, preset.stage1),
+        ("model", "stage2.json", stage2, preset.stage2),
+    ):
+        records = load_records(world / file)
+        path = run.step(name, partial(stage, model, records, recipe, **options), partial(save_vllava, model))
         model = load_vllava(path)
     return model
 

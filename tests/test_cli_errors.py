@@ -1,0 +1,262 @@
+"""Bad input at the command line: exit code 2, one clear line on stderr that names the file and the fix."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import square, tiny_languagebind, tiny_tokenizer, tiny_vllava, write_records
+
+from minivllava import cli
+from minivllava.data.media import write_image, write_video
+from minivllava.models.checkpoint import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint of a tiny model."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_vllava().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with a good picture and a good clip in it, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    write_image("good.png", square("red", 4))
+    write_video("good.mp4", np.stack([square("blue", left) for left in range(0, 20, 3)]))
+    return tmp_path
+
+
+@pytest.fixture
+def run(place, capfd, monkeypatch):
+    """run(*arguments) -> (exit code, stdout, stderr without progress bars)."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minivllava", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capfd.readouterr()
+        lines = [line.rsplit("\r", 1)[-1].strip() for line in err.splitlines()]
+        return code, out, [line for line in lines if line and "%|" not in line and "it/s" not in line]
+
+    return command
+
+
+@pytest.fixture
+def refused(run):
+    """refused(words, *arguments): the command ends with code 2 and one line that holds all the words."""
+
+    def command(words, *arguments):
+        code, out, err = run(*arguments)
+        assert code == 2, (code, out, err)
+        assert len(err) == 1, err
+        assert err[0].startswith("minivllava: ")
+        assert not [word for word in words if word not in err[0]], err[0]
+
+    return command
+
+
+# files
+
+
+def damage(name: str, damaged: str, keep):
+    data = open(name, "rb").read()
+    open(damaged, "wb").write(data[: keep(len(data))])
+
+
+BAD_FILES = {
+    "missing": ("missing.png", lambda: None, "no such file"),
+    "missing clip": ("missing.mp4", lambda: None, "no such file"),
+    "empty": ("empty.png", lambda: open("empty.png", "w").close(), "is empty"),
+    "empty clip": ("empty.mp4", lambda: open("empty.mp4", "w").close(), "is empty"),
+    "truncated": ("cut.png", lambda: damage("good.png", "cut.png", lambda n: n // 2), "again"),
+    "truncated clip": ("cut.mp4", lambda: damage("good.mp4", "cut.mp4", lambda n: n // 2), "again"),
+    "not media": ("text.png", lambda: open("text.png", "w").write("no picture\n" * 20), "again"),
+    "not media, clip": ("text.mp4", lambda: open("text.mp4", "w").write("no clip\n" * 20), "again"),
+    "no frames": ("none.mp4", lambda: damage("good.mp4", "none.mp4", lambda n: 40), "again"),
+    "a folder": ("folder.png", lambda: __import__("os").mkdir("folder.png"), "is a folder"),
+    "unknown suffix": ("notes.txt", lambda: open("notes.txt", "w").write("x"), "rename or convert"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_ask_about_a_bad_file(refused, model, case):
+    name, make, fix = BAD_FILES[case]
+    make()
+    refused([name, fix], "ask", model, "good.png", name, "What is this?")
+
+
+def test_ask_without_a_question(refused, model):
+    refused(["good.png", "put a question"], "ask", model, "good.png")
+
+
+def test_placeholder_without_a_file(refused, model):
+    refused(["<image>", "no file"], "ask", model, "<image> What is this?")
+    refused(["<image>", "no file"], "ask", model, "good.mp4", "<video> and <image>?")
+    refused(["<image>", "no file"], "ask", model, "good.mp4", "<image>?")
+
+
+def test_file_without_a_placeholder(refused, model):
+    shutil.copy("good.png", "second.png")
+    refused(["second.png", "placeholder"], "ask", model, "good.png", "second.png", "What is <image>?")
+
+
+def test_too_long_for_the_context(refused, model):
+    refused(["context", "128", "fewer frames"], "ask", model, "good.mp4", "What moves?", "--frames", 32)
+
+
+def test_what_is_odd_but_good_is_answered(run, model):
+    """Odd sizes, a one-frame clip, a text-only question, a very long one that is no file: no errors."""
+    rng = np.random.default_rng(0)
+    write_image("odd.png", rng.integers(0, 255, (17, 31, 3), dtype=np.uint8))
+    write_image("dot.png", rng.integers(0, 255, (1, 1, 3), dtype=np.uint8))
+    write_video("one.mp4", square("red", 4)[None])
+    for files in (["odd.png"], ["dot.png"], ["one.mp4"], ["good.mp4", "good.png"], []):
+        code, out, err = run("ask", model, *files, "What?", "--max-new-tokens", 3, "--json")
+        assert (code, err) == (0, []), err
+        assert json.loads(out)["files"] == files
+    code, out, err = run(
+        "ask", model, "good.png", "good.mp4", "First <video>, then <image>?", "--max-new-tokens", 3
+    )
+    assert (code, err) == (0, []) and out.endswith("\n")
+
+
+# checkpoints
+
+
+def test_a_bad_checkpoint(refused, model):
+    ask = ("good.png", "What is this?")
+    refused(["nothing", "no checkpoint folder"], "ask", "nothing", *ask)
+    shutil.copytree(model, "half")
+    (weights,) = (open("half/model.safetensors", "rb").read(),)
+    open("half/model.safetensors", "wb").write(weights[: len(weights) // 2])
+    refused(["half/model.safetensors", "truncated"], "ask", "half", *ask)
+    (model.parent / "tiny/model.safetensors").exists()
+    shutil.rmtree("half")
+    shutil.copytree(model, "half", ignore=shutil.ignore_patterns("*.safetensors"))
+    refused(["half/model.safetensors", "missing"], "ask", "half", *ask)
+    shutil.copy(model / "model.safetensors", "half")
+    card = json.loads(open("half/config.json").read())
+    card["config"]["language"]["mlp_width"] = 64
+    open("half/config.json", "w").write(json.dumps(card))
+    refused(["half/model.safetensors", "does not fit its config"], "ask", "half", *ask)
+    open("half/config.json", "w").write("{")
+    refused(["half/config.json", "no JSON"], "ask", "half", *ask)
+    save_model(tiny_languagebind(), "bound", "languagebind", tokenizer=tiny_tokenizer())
+    refused(["bound/config.json", "'languagebind'"], "ask", "bound", *ask)
+
+
+# your own data
+
+
+def train(model, *arguments):
+    return ("train", "--init", model, "--device", "cpu", "--name", "run", *arguments)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('[{"id": 1,', ["data.json", "broken JSON"]),
+        ("[]", ["data.json", "no records"]),
+        ('[{"id": 7}]', ["data.json", "id 7", "'conversations'"]),
+        ('[{"image": "good.png", "conversations": [{"from": "human", "value": "What?"}, '
+         '{"from": "gpt", "value": "red"}]}]', ["record 0", "<image>", "one placeholder for each file"]),
+        ('[{"conversations": [{"from": "human", "value": "<video> What?"}, {"from": "gpt", "value": "red"}]}]',
+         ["record 0", "<video>", "one placeholder for each file"]),
+        ('[{"conversations": [{"from": "gpt", "value": "red"}]}]', ["record 0", "alternate"]),
+        ('[{"id": "long", "conversations": [{"from": "human", "value": "' + "far too long " * 50 +
+         '"}, {"from": "gpt", "value": "yes"}]}]', ["long", "context", "128"]),
+        ('[{"conversations": [{"from": "human", "value": "What?"}]}]', ["record 0", "add gpt turns"]),
+    ],
+)  # fmt: skip
+def test_broken_records(refused, model, text, words):
+    open("data.json", "w").write(text)
+    refused(words, *train(model, "--data", "data.json"))
+
+
+def test_missing_files_of_a_training_run(refused, model):
+    refused(["nothing.json", "cannot be read"], *train(model, "--data", "nothing.json"))
+    refused(["--init"], "train", "--data", "data.json", "--name", "run")
+    write_records(__import__("pathlib").Path("."))
+    refused(["nowhere"], "train", "--data", "records.json", "--init", "nowhere", "--name", "run")
+
+
+def test_broken_media_in_training(run, model, place):
+    """All broken files are listed before training starts; by wish they are left out, and counted."""
+    write_records(place)
+    open("red.png", "w").close()
+    (place / "blue.mp4").unlink()
+    command = train(model, "--data", "records.json", "--epochs", 0.2, "--set", "stage2.batch_size=4")
+    code, _, err = run(*command)
+    message = " ".join(err)
+    assert code == 2 and not (place / "runs/run/model").exists()
+    assert all(word in message for word in ("2 of the files", "red.png", "blue.mp4", "--skip-broken")), (
+        message
+    )
+    code, out, err = run(*command, "--skip-broken")
+    assert code == 0, err
+    assert "Left out 2 broken file(s)" in out and "red.png" in out and "blue.mp4" in out
+    assert (place / "runs/run/model/config.json").exists()
+
+
+def test_a_run_of_that_name_with_another_recipe(run, refused, model, place):
+    write_records(place)
+    command = train(model, "--data", "records.json", "--epochs", 0.2)
+    assert run(*command, "--set", "stage2.batch_size=4")[0] == 0
+    refused(["runs/run", "another"], *command, "--set", "stage2.batch_size=2")
+
+
+# presets and changes
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--preset", "huge"], ["'huge'", "tiny"]),
+        (["--set", "stage2.stepz=5"], ["stepz", "steps"]),
+        (["--set", "stage2.steps=many"], ["many"]),
+        (["--set", "stage2.steps"], ["FIELD=VALUE"]),
+        (["--set", "model.image.patch_size=7"], ["patch_size 7"]),
+        (["--set", "stage2.steps.x=5"], ["stage2.steps"]),
+    ],
+)
+def test_presets_and_changes_that_do_not_exist(refused, arguments, words):
+    refused(words, "train", "--name", "run", *arguments)
+
+
+def test_unknown_options_and_commands_end_with_code_2(run):
+    for arguments in (["ask"], ["fly"], ["train", "--fast"], ["ask", "a", "b", "--temperature", "-1"]):
+        code, _, err = run(*arguments)
+        assert code == 2 and err
+
+
+def test_no_parts_to_start_from(refused):
+    refused(["data/pretrained/parts"], "train", "--name", "run", "--device", "cpu")
+
+
+@torch.no_grad()
+def test_from_python_the_same_mistakes_raise_typed_exceptions(model, place):
+    from minivllava import VideoLLaVA
+    from minivllava.errors import CheckpointError, ContextLengthError, DataError, MediaError, MinivllavaError
+
+    loaded = VideoLLaVA.from_pretrained(model)
+    for kind, mistake in (
+        (MediaError, lambda: loaded.chat("What?", images=["missing.png"])),
+        (MediaError, lambda: loaded.chat("What?", images=["good.mp4"])),
+        (DataError, lambda: loaded.chat("<image> What?")),
+        (DataError, lambda: loaded.chat("<image> What?", videos=["good.mp4"])),
+        (DataError, lambda: loaded.chat("<image> What?", images=["good.png"] * 2)),
+        (ContextLengthError, lambda: loaded.chat("What? " * 100)),
+        (CheckpointError, lambda: VideoLLaVA.from_pretrained("nothing")),
+    ):
+        with pytest.raises(kind) as error:
+            mistake()
+        assert isinstance(error.value, MinivllavaError)
