@@ -210,7 +210,7 @@ def test_every_reader_gives_the_same_true_frames(tmp_path, clip):
     path, total = encode(tmp_path / name, **settings), settings.get("frames", 32)
     read = [read_video(path, 8, reader) for reader in READERS]
     assert read[0].dtype == np.uint8 and read[0].shape == (8, *settings.get("size", (64, 64)), 3)
-    for reader, frames in zip(READERS, read):
+    for reader, frames in zip(READERS, read, strict=True):
         assert numbers(frames) == frame_indices(total, 8).tolist(), reader
         assert np.array_equal(frames, read[0]), reader
         assert numbers(read_video(path, None, reader)) == list(range(total)), reader
