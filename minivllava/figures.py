@@ -157,7 +157,7 @@ def _accuracy_line(axes, ink: Inks, y: int, row: dict | None):
                   fontsize=10.5, color=ink.text, fontweight="bold" if total else "normal")  # fmt: skip
     for view in BASELINES:
         if row.get(view) is not None:
-            axes.plot(100 * row[view], y, **_marker(view, ink), zorder=3, clip_on=False)
+            axes.plot(100 * row[view], y, **_marker(view, ink), zorder=3 + (view == "majority"), clip_on=False)
 
 
 def _marker(view: str, ink: Inks) -> dict:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,23 +68,23 @@ def refused(run):
 # files
 
 
-def damage(name: str, damaged: str, keep):
-    data = open(name, "rb").read()
-    open(damaged, "wb").write(data[: keep(len(data))])
+def damage(name: str | Path, damaged: str, keep):
+    data = Path(name).read_bytes()
+    Path(damaged).write_bytes(data[: keep(len(data))])
 
 
 BAD_FILES = {
     "missing": ("missing.png", lambda: None, "no such file"),
     "missing clip": ("missing.mp4", lambda: None, "no such file"),
-    "empty": ("empty.png", lambda: open("empty.png", "w").close(), "is empty"),
-    "empty clip": ("empty.mp4", lambda: open("empty.mp4", "w").close(), "is empty"),
+    "empty": ("empty.png", Path("empty.png").touch, "is empty"),
+    "empty clip": ("empty.mp4", Path("empty.mp4").touch, "is empty"),
     "truncated": ("cut.png", lambda: damage("good.png", "cut.png", lambda n: n // 2), "again"),
     "truncated clip": ("cut.mp4", lambda: damage("good.mp4", "cut.mp4", lambda n: n // 2), "again"),
-    "not media": ("text.png", lambda: open("text.png", "w").write("no picture\n" * 20), "again"),
-    "not media, clip": ("text.mp4", lambda: open("text.mp4", "w").write("no clip\n" * 20), "again"),
+    "not media": ("text.png", lambda: Path("text.png").write_text("no picture\n" * 20), "again"),
+    "not media, clip": ("text.mp4", lambda: Path("text.mp4").write_text("no clip\n" * 20), "again"),
     "no frames": ("none.mp4", lambda: damage("good.mp4", "none.mp4", lambda n: 40), "again"),
-    "a folder": ("folder.png", lambda: __import__("os").mkdir("folder.png"), "is a folder"),
-    "unknown suffix": ("notes.txt", lambda: open("notes.txt", "w").write("x"), "rename or convert"),
+    "a folder": ("folder.png", Path("folder.png").mkdir, "is a folder"),
+    "unknown suffix": ("notes.txt", Path("notes.txt").touch, "rename or convert"),
 }
 
 
@@ -123,9 +124,7 @@ def test_what_is_odd_but_good_is_answered(run, model):
         code, out, err = run("ask", model, *files, "What?", "--max-new-tokens", 3, "--json")
         assert (code, err) == (0, []), err
         assert json.loads(out)["files"] == files
-    code, out, err = run(
-        "ask", model, "good.png", "good.mp4", "First <video>, then <image>?", "--max-new-tokens", 3
-    )
+    code, out, err = run("ask", model, "good.png", "good.mp4", "First <video>, then <image>?", "--max-new-tokens", 3)
     assert (code, err) == (0, []) and out.endswith("\n")
 
 
@@ -136,19 +135,17 @@ def test_a_bad_checkpoint(refused, model):
     ask = ("good.png", "What is this?")
     refused(["nothing", "no checkpoint folder"], "ask", "nothing", *ask)
     shutil.copytree(model, "half")
-    (weights,) = (open("half/model.safetensors", "rb").read(),)
-    open("half/model.safetensors", "wb").write(weights[: len(weights) // 2])
+    damage(model / "model.safetensors", "half/model.safetensors", lambda n: n // 2)
     refused(["half/model.safetensors", "truncated"], "ask", "half", *ask)
-    (model.parent / "tiny/model.safetensors").exists()
     shutil.rmtree("half")
     shutil.copytree(model, "half", ignore=shutil.ignore_patterns("*.safetensors"))
     refused(["half/model.safetensors", "missing"], "ask", "half", *ask)
     shutil.copy(model / "model.safetensors", "half")
-    card = json.loads(open("half/config.json").read())
+    card = json.loads(Path("half/config.json").read_text())
     card["config"]["language"]["mlp_width"] = 64
-    open("half/config.json", "w").write(json.dumps(card))
+    Path("half/config.json").write_text(json.dumps(card))
     refused(["half/model.safetensors", "does not fit its config"], "ask", "half", *ask)
-    open("half/config.json", "w").write("{")
+    Path("half/config.json").write_text("{")
     refused(["half/config.json", "no JSON"], "ask", "half", *ask)
     save_model(tiny_languagebind(), "bound", "languagebind", tokenizer=tiny_tokenizer())
     refused(["bound/config.json", "'languagebind'"], "ask", "bound", *ask)
@@ -178,29 +175,27 @@ def train(model, *arguments):
     ],
 )  # fmt: skip
 def test_broken_records(refused, model, text, words):
-    open("data.json", "w").write(text)
+    Path("data.json").write_text(text)
     refused(words, *train(model, "--data", "data.json"))
 
 
 def test_missing_files_of_a_training_run(refused, model):
     refused(["nothing.json", "cannot be read"], *train(model, "--data", "nothing.json"))
     refused(["--init"], "train", "--data", "data.json", "--name", "run")
-    write_records(__import__("pathlib").Path("."))
+    write_records(Path("."))
     refused(["nowhere"], "train", "--data", "records.json", "--init", "nowhere", "--name", "run")
 
 
 def test_broken_media_in_training(run, model, place):
     """All broken files are listed before training starts; by wish they are left out, and counted."""
     write_records(place)
-    open("red.png", "w").close()
+    (place / "red.png").write_bytes(b"")
     (place / "blue.mp4").unlink()
     command = train(model, "--data", "records.json", "--epochs", 0.2, "--set", "stage2.batch_size=4")
     code, _, err = run(*command)
     message = " ".join(err)
     assert code == 2 and not (place / "runs/run/model").exists()
-    assert all(word in message for word in ("2 of the files", "red.png", "blue.mp4", "--skip-broken")), (
-        message
-    )
+    assert all(word in message for word in ("2 of the files", "red.png", "blue.mp4", "--skip-broken")), message
     code, out, err = run(*command, "--skip-broken")
     assert code == 0, err
     assert "Left out 2 broken file(s)" in out and "red.png" in out and "blue.mp4" in out

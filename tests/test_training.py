@@ -415,7 +415,7 @@ def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_pa
     assert all(name in str(error.value) for name in ("2 of the files", "red.png", "blue.mp4", "skip"))
     assert not (tmp_path / "run").exists()
     _, skipped = finetune(
-        tmp_path / "init", [file], None, training(), tmp_path / "run", skip_broken=True, **QUIET
+        tmp_path / "init", [file], None, training(), 1, tmp_path / "run", skip_broken=True, **QUIET
     )
     assert skipped == [str(tmp_path / "blue.mp4"), str(tmp_path / "red.png")]
 

@@ -52,6 +52,7 @@ def cache_media(
     """
     from tqdm.auto import tqdm
 
+    files = sorted(files)  # the same files in another order are the same cache
     frames = frames or config.video.frames
     vision = config.image if kind == "image" else config.video
     stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
