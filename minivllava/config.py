@@ -160,7 +160,7 @@ def _tiny() -> Preset:
         align_image=TrainingConfig(steps=1500, batch_size=256, learning_rate=1e-3, weight_decay=0.1),
         align_video=TrainingConfig(steps=800, batch_size=64, learning_rate=1e-3, weight_decay=0.1),
         stage1=TrainingConfig(steps=300, batch_size=48, learning_rate=3e-3, accumulation=2),
-        stage2=TrainingConfig(steps=2400, batch_size=48, learning_rate=1e-3, accumulation=2),
+        stage2=TrainingConfig(steps=2000, batch_size=32, learning_rate=1e-3, accumulation=2),
     )
 
 

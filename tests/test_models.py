@@ -105,7 +105,9 @@ def test_language_model_attention_equals_loops():
     cos, sin = rotary_angles(repeat(torch.arange(6), "s -> b s", b=2), 8, model.config.rope_theta)
     query, key, value = attention.split(x, cos, sin)
     key, value = (repeat(y, "b k s e -> b (k group) s e", group=2) for y in (key, value))
-    expected = attention.output(rearrange(loops(query, key, value, True), "b k s e -> b s (k e)"))
+    naive = loops(query, key, value, True)
+    torch.testing.assert_close(attention.weights(x, cos, sin) @ value, naive, **CLOSE)
+    expected = attention.output(rearrange(naive, "b k s e -> b s (k e)"))
     torch.testing.assert_close(attention(x, cos, sin, None, None, 0), expected, **CLOSE)
     patterns: list = []
     model(x, attention=patterns)

@@ -46,7 +46,8 @@ def decord_is_right(container) -> bool:
     """Whether decord finds its way in an `av` input container; where not, it gives other frames in silence.
 
     It repeats the last frame for those that an edit list hides (`ffmpeg -ss 2 -c copy`), and miscounts after
-    jumping to a keyframe in open groups of pictures, in other containers and codecs, and where times repeat.
+    jumping to a keyframe in open groups of pictures, in other containers and codecs, where times repeat, and
+    where the first frames cannot be decoded for want of a keyframe.
     """
     if container.format.name not in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"):
         return False
@@ -62,6 +63,8 @@ def decord_is_right(container) -> bool:
         if packet.size == 0:  # marks the end
             continue
         if packet.is_discard or packet.pts is None or packet.pts in times:
+            return False
+        if not times and not packet.is_keyframe:
             return False
         if codec == "h264" and packet.is_keyframe and not _closes_group(bytes(packet), prefix):
             return False
