@@ -12,7 +12,7 @@ from minivllava.config import preset
 from minivllava.data.build import WorldConfig, build_world
 from minivllava.data.dataset import load_records
 from minivllava.models.checkpoint import load_vllava
-from minivllava.training.run import environment
+from minivllava.provenance import environment
 from minivllava.training.stages import stage2
 
 

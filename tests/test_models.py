@@ -176,9 +176,7 @@ def test_kv_cache_gives_what_no_cache_gives():
     model = shaken(language_model())
     lengths, new = torch.tensor([3, 8, 5]), 4
     rows = [torch.randn(length + new, 32) for length in lengths]
-    prompts = pad_sequence(
-        [row[:length] for row, length in zip(rows, lengths, strict=True)], batch_first=True
-    )
+    prompts = pad_sequence([row[:length] for row, length in zip(rows, lengths, strict=True)], batch_first=True)
     cache = KVCache.empty(model.config, 3, 8 + new, like=prompts)
     hidden = model(prompts, cache=cache)
     for row, length, got in zip(rows, lengths, hidden, strict=True):
@@ -186,9 +184,7 @@ def test_kv_cache_gives_what_no_cache_gives():
     for step in range(new):
         tokens = torch.stack([row[length + step] for row, length in zip(rows, lengths, strict=True)])
         got = model(tokens[:, None], (lengths + step)[:, None], cache)[:, 0]
-        expected = [
-            model(row[None, : length + step + 1])[0, -1] for row, length in zip(rows, lengths, strict=True)
-        ]
+        expected = [model(row[None, : length + step + 1])[0, -1] for row, length in zip(rows, lengths, strict=True)]
         torch.testing.assert_close(got, torch.stack(expected), **CLOSE)
 
 
@@ -369,16 +365,12 @@ def test_temporal_parts_begin_as_copies_of_the_spatial_ones():
             assert torch.equal(tensor, spatial[source]), name
     layer = encoder.layers[0]
     assert layer.temporal_attention.query.weight is not layer.attention.query.weight
-    names = {
-        name for name, p in encoder.named_parameters() if any(p is t for t in encoder.temporal_parameters())
-    }
+    names = {name for name, p in encoder.named_parameters() if any(p is t for t in encoder.temporal_parameters())}
     assert names == set(encoder.state_dict()) - set(spatial)
 
 
 def test_patch_dropout_hides_the_same_patches_in_all_frames():
-    grid = (
-        torch.arange(2 * 3 * 11, dtype=torch.float).reshape(6, 11, 1).expand(-1, -1, 4)
-    )  # 2 clips, 3 frames
+    grid = torch.arange(2 * 3 * 11, dtype=torch.float).reshape(6, 11, 1).expand(-1, -1, 4)  # 2 clips, 3 frames
     kept = drop_patches(grid, frames=3, share=0.4)
     assert kept.shape == (6, 7, 4)
     places = kept[:, :, 0] - grid[:, :1, 0]
@@ -389,9 +381,7 @@ def test_patch_dropout_hides_the_same_patches_in_all_frames():
     chosen = {
         tuple(sorted(row.tolist()))
         for _ in range(20)
-        for row in rearrange(drop_patches(grid, 3, 0.4)[:, :, 0] - grid[:, :1, 0], "(b t) n -> b t n", t=3)[
-            :, 0
-        ]
+        for row in rearrange(drop_patches(grid, 3, 0.4)[:, :, 0] - grid[:, :1, 0], "(b t) n -> b t n", t=3)[:, 0]
     }
     assert len(chosen) > 10, "which patches go is drawn anew"
 
@@ -447,9 +437,7 @@ def test_spliced_positions_hold_the_visual_vectors():
     ids = torch.tensor([[1, 5, *[VISUAL] * 12, 6, *[VISUAL] * 4, 7], [1, 8, 9] + [0] * 17])
     embeddings = model.embed(ids, [clip, picture])
     torch.testing.assert_close(embeddings[0, 2:14], model.projector(model.features(clip[None])[0]), **CLOSE)
-    torch.testing.assert_close(
-        embeddings[0, 15:19], model.projector(model.features(picture[None])[0]), **CLOSE
-    )
+    torch.testing.assert_close(embeddings[0, 15:19], model.projector(model.features(picture[None])[0]), **CLOSE)
     for row, place in ((0, 0), (0, 1), (0, 14), (0, 19), (1, 1), (1, 5)):
         expected = model.language_model.embed(ids[row, place])
         torch.testing.assert_close(embeddings[row, place], expected, rtol=0, atol=0)
@@ -530,9 +518,7 @@ def test_training_mode_leaves_the_encoders_in_eval():
     model = tiny_vllava().train()
     assert model.projector.training and model.language_model.training
     assert not model.image_encoder.training and not model.video_encoder.training
-    assert not any(
-        p.requires_grad for e in (model.image_encoder, model.video_encoder) for p in e.parameters()
-    )
+    assert not any(p.requires_grad for e in (model.image_encoder, model.video_encoder) for p in e.parameters())
     assert model.features(torch.randn(1, 3, 16, 16)).grad_fn is None
 
 
@@ -571,9 +557,7 @@ def test_small_preset_has_at_least_25_million_parameters():
 @torch.no_grad()
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_activation_is_the_configs(activation):
-    config = VisionConfig(
-        image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32, activation=activation
-    )
+    config = VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32, activation=activation)
     mlp = ImageEncoder(config).layers[0].mlp
     x = torch.randn(3, 16)
     hidden = mlp.up(x)

@@ -1,5 +1,6 @@
 """Training: schedule, sampling, what learns and what does not, resuming, accumulation, processes, caches."""
 
+import contextlib
 import json
 import math
 import os
@@ -16,15 +17,16 @@ from safetensors.torch import load_file
 from tiny import COLOURS, tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training, write_records
 from train_worker import run_task
 
-from minivllava.config import TrainingConfig
+from minivllava.config import TrainingConfig, override, preset
 from minivllava.data.dataset import Conversations, load_records, unique_files
 from minivllava.errors import CheckpointError, ConfigError, DataError, MediaError
 from minivllava.models.checkpoint import load_vllava
 from minivllava.models.vllava import Loss
+from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import Task, learning_rate, shuffled_batches, train
-from minivllava.training.run import finetune
+from minivllava.training.run import finetune, train_from_scratch
 from minivllava.training.stages import stage2, visual_loader
 
 TESTS = Path(__file__).parent
@@ -96,9 +98,7 @@ def test_every_epoch_holds_each_sample_once(samples, batch_size):
     assert all(sorted(epoch) == list(range(samples)) for epoch in epochs)
     assert batch_size == 1 or samples < 5 or not np.array_equal(epochs[0], epochs[1]), "each in another order"
     np.testing.assert_array_equal(plan(4), shuffled_batches(samples, batch_size, seed=3)(4))
-    assert any(
-        not np.array_equal(shuffled_batches(samples, batch_size, 4)(s), plan(s)) for s in range(samples)
-    )
+    assert any(not np.array_equal(shuffled_batches(samples, batch_size, 4)(s), plan(s)) for s in range(samples))
 
 
 def test_contrastive_batches_hold_whole_families():
@@ -171,9 +171,7 @@ def test_one_step_is_adamw_on_the_mean_gradient(tmp_path):
     )  # fmt: skip
     optimizer.step()
     torch.testing.assert_close(weights(model), weights(twin))
-    assert log[0]["loss"] == pytest.approx(float(loss.detach())) and log[0]["grad_norm"] == pytest.approx(
-        float(norm)
-    )
+    assert log[0]["loss"] == pytest.approx(float(loss.detach())) and log[0]["grad_norm"] == pytest.approx(float(norm))
     assert log[0]["tokens"] == 4 and log[0]["step"] == 1 and 0 <= log[0]["waiting"] <= 1
 
 
@@ -303,9 +301,7 @@ def test_only_the_parts_of_a_step_learn(records, tmp_path, name):
     may = {key for key in old if any(part in key for part in learns)}
     assert changed <= may, sorted(changed - may)
     # a key's bias shifts all scores of a row alike, so nothing is learned there but rounding errors
-    assert may - changed <= {key for key in may if key.endswith(("key.bias", "position"))}, sorted(
-        may - changed
-    )
+    assert may - changed <= {key for key in may if key.endswith(("key.bias", "position"))}, sorted(may - changed)
     for key, parameter in model.named_parameters():
         assert parameter.requires_grad == (key in may), key
     assert len(log) == 2 and not model.training
@@ -335,9 +331,7 @@ def test_cached_features_train_the_same_model(records, tmp_path):
     models = []
     for cached in (True, True, False):
         models.append(tiny_vllava())
-        stage2(
-            models[-1], records, training(batch_size=6), tmp_path / str(len(models)), cached=cached, **QUIET
-        )
+        stage2(models[-1], records, training(batch_size=6), tmp_path / str(len(models)), cached=cached, **QUIET)
     assert_bit_equal(models[0], models[1])
     torch.testing.assert_close(weights(models[0]), weights(models[2]), rtol=0, atol=1e-6)
 
@@ -414,10 +408,42 @@ def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_pa
         finetune(tmp_path / "init", [file], None, training(), 1, tmp_path / "run", **QUIET)
     assert all(name in str(error.value) for name in ("2 of the files", "red.png", "blue.mp4", "skip"))
     assert not (tmp_path / "run").exists()
-    _, skipped = finetune(
-        tmp_path / "init", [file], None, training(), 1, tmp_path / "run", skip_broken=True, **QUIET
-    )
+    _, skipped = finetune(tmp_path / "init", [file], None, training(), 1, tmp_path / "run", skip_broken=True, **QUIET)
     assert skipped == [str(tmp_path / "blue.mp4"), str(tmp_path / "red.png")]
+
+
+def test_a_whole_run_stopped_again_and_again_makes_the_same_model(tmp_path, monkeypatch):
+    """All four training steps from nothing, on a few scenes of the embedded world, with patch dropout."""
+    steps = ("language", "align_image", "align_video", "stage1", "stage2")
+    recipe = override(preset("sample"), *(f"{step}.checkpoint_every=2" for step in steps))
+    whole = train_from_scratch(recipe, tmp_path / "whole", **QUIET)
+
+    left = 0
+
+    def stopping_train(model, task, *arguments, **options):
+        def plan(step):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Stopped
+            return task.plan(step)
+
+        return train(model, replace(task, plan=plan), *arguments, **options)
+
+    for module in (language, align, stages):
+        monkeypatch.setattr(module, "train", stopping_train)
+    attempts, continued = 0, None
+    while continued is None:
+        left, attempts = 5, attempts + 1
+        assert attempts < 20, "every attempt should get further"
+        with contextlib.suppress(Stopped):
+            continued = train_from_scratch(recipe, tmp_path / "run", **QUIET)
+    assert attempts > 4
+    assert_bit_equal(continued, whole)
+    logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("whole", "run")]
+    assert len(logs[0]) == 5 and list(logs[0]) == list(logs[1])
+    left_over = [path.name for path in (tmp_path / "run").iterdir() if "unfinished" in path.name]
+    assert left_over == [] and not any(path.name.startswith(".") for path in (tmp_path / "run").iterdir())
 
 
 # other processes
@@ -459,7 +485,5 @@ def test_two_processes_take_the_steps_of_one(records, records_file, tmp_path):
         two = load_file(tmp_path / f"two/{name}.safetensors")
         # a key's bias has no gradient but rounding errors, which AdamW scales up
         ours = {key: tensor for key, tensor in weights(one).items() if not key.endswith("key.bias")}
-        torch.testing.assert_close(
-            {key: two[key] for key in ours}, ours, rtol=0, atol=1e-6, msg=f"{name}: {{}}".format
-        )
+        torch.testing.assert_close({key: two[key] for key in ours}, ours, rtol=0, atol=1e-6, msg=f"{name}: {{}}".format)
         assert_same_log(json.loads((tmp_path / f"two/{name}.json").read_text()), log)

@@ -25,7 +25,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 
 
 def media_kind(path: str | Path) -> str:
-    """ "image" or "video", by suffix; a GIF, WebP or APNG is opened: a video if it has more than one frame.
+    """Tell "image" from "video" by suffix; a GIF, WebP or APNG is opened: a video if it has several frames.
 
     Raises MediaError on an unknown suffix, or where a GIF, WebP or APNG cannot be opened.
     """

@@ -23,6 +23,7 @@ from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import DataError
 from minivllava.models.checkpoint import load_vllava
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.provenance import environment
 
 VIEWS = ("model", "shuffled frames", "single frame", "blind")
 
@@ -158,9 +159,10 @@ def table(views: dict[str, Sequence[dict]]) -> list[dict]:
 
 
 def evaluate_world(checkpoint: str | Path, world: str | Path, out: str | Path | None = None) -> dict:
-    """All views of the test split and the model on the compositional split, as `tables` and `predictions`.
+    """All views of the test split, and those without clips' frames of the compositional one.
 
-    Writes the same to `out` (JSON). `world` is a folder that `build_world` made.
+    Returns `tables` and `predictions` by split, and `made_with`; writes the same to `out` (JSON). `world` is a
+    folder that `build_world` made.
     """
     model = load_vllava(checkpoint)
     world = Path(world)
@@ -178,6 +180,7 @@ def evaluate_world(checkpoint: str | Path, world: str | Path, out: str | Path | 
     results = {
         "tables": {"test": table(views), "compositional": table(compositional)},
         "predictions": {"test": views, "compositional": compositional},
+        "made_with": environment(),
     }
     if out is not None:
         out = Path(out)

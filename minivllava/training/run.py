@@ -8,9 +8,7 @@ runs/NAME/
 """
 
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from minivllava import __version__
 from minivllava.config import ModelConfig, Preset, TrainingConfig, to_dict
 from minivllava.data.build import build_world
 from minivllava.data.dataset import check_media, load_records
@@ -33,6 +30,7 @@ from minivllava.models.checkpoint import (
 )
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.stages import stage1, stage2
@@ -85,19 +83,6 @@ class Run:
         """Waits until every process of the run is here."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
-
-
-def environment() -> dict:
-    """What made a result: machine, versions, commit where there is one."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return {
-        "minivllava": __version__,
-        "commit": commit.stdout.strip() or None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {device}",
-    }
 
 
 def train_from_scratch(preset: Preset, folder: str | Path, **options) -> VideoLLaVA:
