@@ -50,8 +50,16 @@ def numbers(frames: np.ndarray) -> list[int]:
     return (lit * 2 ** np.arange(8)).sum(axis=1).tolist()
 
 
-def encode(path: Path, frames: int = 32, codec: str = "libx264", pixels: str = "yuv420p", size=(64, 64),
-           options: dict | None = None, muxer: dict | None = None, times: list[int] | None = None) -> Path:
+def encode(
+    path: Path,
+    frames: int = 32,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    size=(64, 64),
+    options: dict | None = None,
+    muxer: dict | None = None,
+    times: list[int] | None = None,
+) -> Path:
     """A clip of numbered frames; `times` in milliseconds gives it a variable frame rate."""
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=8, options=options or {})
@@ -109,8 +117,17 @@ def refuse(*_, **__):
 # Kinds
 
 
-@pytest.mark.parametrize("name, kind", [("a.png", "image"), ("a.JPG", "image"), ("a.jpeg", "image"),
-                                        ("a.mp4", "video"), ("a.MOV", "video"), ("a.webm", "video")])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("a.png", "image"),
+        ("a.JPG", "image"),
+        ("a.jpeg", "image"),
+        ("a.mp4", "video"),
+        ("a.MOV", "video"),
+        ("a.webm", "video"),
+    ],
+)
 def test_suffix_tells_the_kind_without_opening_the_file(name, kind):
     assert media_kind(Path("nowhere") / name) == kind
 
@@ -230,18 +247,21 @@ def test_decord_is_asked_first(tmp_path, monkeypatch, clip):
     assert np.array_equal(read_video(path), read_video(path, backend="decord"))
 
 
-@pytest.mark.parametrize("name, settings", [
-    ("open_groups.mp4", dict(frames=64, options={"g": "12", "bf": "3", "x264-params": "open-gop=1"})),
-    ("open_groups.mkv", dict(frames=64, options={"g": "12", "bf": "3", "x264-params": "open-gop=1"})),
-    ("mpeg4.mp4", dict(codec="mpeg4", options={"bf": "2"})),
-    ("mpeg2.mpg", dict(codec="mpeg2video")),
-    ("mpeg4.avi", dict(codec="mpeg4", options={"bf": "2"})),
-    ("h264.avi", {}),
-    ("stream.ts", {}),
-    ("flash.flv", {}),
-    ("motion_jpeg.mov", dict(codec="mjpeg", pixels="yuvj420p")),
-    ("same_times.mkv", dict(times=[n // 2 * 100 + n % 2 for n in range(32)])),
-])
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("open_groups.mp4", dict(frames=64, options={"g": "12", "bf": "3", "x264-params": "open-gop=1"})),
+        ("open_groups.mkv", dict(frames=64, options={"g": "12", "bf": "3", "x264-params": "open-gop=1"})),
+        ("mpeg4.mp4", dict(codec="mpeg4", options={"bf": "2"})),
+        ("mpeg2.mpg", dict(codec="mpeg2video")),
+        ("mpeg4.avi", dict(codec="mpeg4", options={"bf": "2"})),
+        ("h264.avi", {}),
+        ("stream.ts", {}),
+        ("flash.flv", {}),
+        ("motion_jpeg.mov", dict(codec="mjpeg", pixels="yuvj420p")),
+        ("same_times.mkv", dict(times=[n // 2 * 100 + n % 2 for n in range(32)])),
+    ],
+)
 def test_clips_in_which_decord_loses_its_way_give_their_true_frames(tmp_path, monkeypatch, name, settings):
     asked = []
     monkeypatch.setattr(media, "_read_decord", lambda *_: asked.append(name))
@@ -252,8 +272,10 @@ def test_clips_in_which_decord_loses_its_way_give_their_true_frames(tmp_path, mo
     assert not asked
 
 
-@pytest.mark.parametrize("name, settings", [("odd.webm", dict(codec="libvpx-vp9", size=(63, 65))),
-                                            ("ten_bits.mp4", dict(pixels="yuv420p10le"))])
+@pytest.mark.parametrize(
+    "name, settings",
+    [("odd.webm", dict(codec="libvpx-vp9", size=(63, 65))), ("ten_bits.mp4", dict(pixels="yuv420p10le"))],
+)
 def test_readers_differ_only_in_chroma_on_odd_and_10_bit_clips(tmp_path, name, settings):
     path = encode(tmp_path / name, **settings)
     read = [read_video(path, 8, reader) for reader in READERS]
@@ -270,11 +292,14 @@ def test_without_decord_pyav_takes_over(tmp_path, monkeypatch):
         read_video(path, backend="decord")
 
 
-@pytest.mark.parametrize("name, settings", [
-    ("av1.mp4", dict(codec="libsvtav1")),
-    ("recorded.webm", dict(codec="libvpx", muxer={"live": "1"})),
-    ("tiny.mp4", dict(size=(16, 16))),
-])
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("av1.mp4", dict(codec="libsvtav1")),
+        ("recorded.webm", dict(codec="libvpx", muxer={"live": "1"})),
+        ("tiny.mp4", dict(size=(16, 16))),
+    ],
+)
 def test_pyav_takes_over_what_decord_cannot_read(tmp_path, monkeypatch, name, settings):
     if settings.get("codec", "libx264") not in av.codecs_available:
         pytest.skip("no such encoder here")
@@ -302,13 +327,17 @@ def test_a_still_gif_is_a_clip_of_one_frame(tmp_path):
 FRAME = 2048  # media time of one frame at 8 a second; the first frame of these files stands at 2 * FRAME
 
 
-@pytest.mark.parametrize("entries, expected", [
-    ([(4000, 2 * FRAME)], range(32)),
-    ([(500, -1), (4000, 2 * FRAME)], range(32)),
-    ([(2000, 15 * FRAME)], range(13, 29)),
-    ([(1000, 2 * FRAME)], range(8)),
-    ([(1000, 18 * FRAME), (1000, 2 * FRAME)], [*range(16, 24), *range(8)]),
-], ids=["encoder_delay", "late_start", "cut_inside_a_group", "cut_at_the_end", "two_cuts"])
+@pytest.mark.parametrize(
+    "entries, expected",
+    [
+        ([(4000, 2 * FRAME)], range(32)),
+        ([(500, -1), (4000, 2 * FRAME)], range(32)),
+        ([(2000, 15 * FRAME)], range(13, 29)),
+        ([(1000, 2 * FRAME)], range(8)),
+        ([(1000, 18 * FRAME), (1000, 2 * FRAME)], [*range(16, 24), *range(8)]),
+    ],
+    ids=["encoder_delay", "late_start", "cut_inside_a_group", "cut_at_the_end", "two_cuts"],
+)
 def test_edit_lists_give_their_true_frames(tmp_path, entries, expected):
     path = edited(encode(tmp_path / "a.mp4", options={"g": "8"}), entries)
     assert numbers(read_video(path, None)) == list(expected)
@@ -520,8 +549,18 @@ def restored(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]) * 255
 
 
-@pytest.mark.parametrize("shape, size", [((63, 65), 32), ((97, 131), 32), ((131, 97), 56), ((33, 47), 64),
-                                         ((64, 64), 32), ((32, 35), 32), ((224, 301), 224)])
+@pytest.mark.parametrize(
+    "shape, size",
+    [
+        ((63, 65), 32),
+        ((97, 131), 32),
+        ((131, 97), 56),
+        ((33, 47), 64),
+        ((64, 64), 32),
+        ((32, 35), 32),
+        ((224, 301), 224),
+    ],
+)
 def test_picture_pixels_equal_those_of_transformers(shape, size):
     processor = pytest.importorskip("transformers.models.video_llava.image_processing_video_llava")
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
