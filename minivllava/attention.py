@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor
 
 from minivllava.data.conversation import VISUAL, encode_conversation, template
-from minivllava.data.media import media_kind, preprocess_image, preprocess_video, read_image, read_video
-from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD
+from minivllava.data.media import media_kind, read_image, read_video
+from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video
 from minivllava.models.vllava import VideoLLaVA
 
 

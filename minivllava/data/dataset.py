@@ -14,7 +14,8 @@ from torch import Tensor
 
 from minivllava.config import ModelConfig
 from minivllava.data.conversation import IGNORE, encode_conversation, placeholders, template
-from minivllava.data.media import preprocess_image, preprocess_video, probe_media, read_image, read_video
+from minivllava.data.media import probe_media, read_image, read_video
+from minivllava.data.preprocess import preprocess_image, preprocess_video
 from minivllava.data.tokenizer import Tokenizer, pad_rows
 from minivllava.errors import DataError, MediaError
 

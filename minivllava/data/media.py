@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from minivllava.data.containers import declared_size, decord_is_right
-from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video  # noqa: F401
 from minivllava.errors import ConfigError, MediaError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
