@@ -174,8 +174,8 @@ def _demo() -> Preset:
             images=6_000, clips=4_000, align_images=0, align_clips=0, text_documents=0,
             validation=0, test=100, compositional=60,
         ),
-        stage1=with_changes(tiny.stage1, steps=200),
-        stage2=with_changes(tiny.stage2, steps=700),
+        stage1=with_changes(tiny.stage1, steps=150),
+        stage2=with_changes(tiny.stage2, steps=500),
     )  # fmt: skip
 
 
