@@ -177,6 +177,8 @@ def _print_results(results: dict):
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
+    console.width = max(console.width, 110)  # a pipe counts as 80 columns, which would cut the names of types
     for split, rows in results["tables"].items():
         views = [key for key in rows[0] if key not in ("kind", "type", "n")]
         shown = Table(title=f"{split}: exact match, %", title_justify="left")
@@ -187,7 +189,7 @@ def _print_results(results: dict):
             shown.add_row(
                 row["kind"], row["type"], str(row["n"]), *scores, style="bold" if row["type"] == "all" else ""
             )
-        Console().print(shown)
+        console.print(shown)
 
 
 @app.command()
