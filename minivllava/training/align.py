@@ -56,6 +56,7 @@ def align_video(
 
     What learns: temporal attention, norms and embeddings, the projection and the temperature.
     """
+    torch.manual_seed(training.seed)  # the temporal embedding begins at random
     video = model.encoders["video"]
     start = VideoEncoder.from_image_encoder(video.config, model.encoders["image"])
     video.load_state_dict(start.state_dict())
