@@ -1,6 +1,7 @@
 """The command line: demo, train, ask, evaluate, data, export, bench."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -135,7 +136,7 @@ def ask(
     In the question, <image> and <video> may say where each file belongs.
     """
     *files, question = files_and_question
-    if not files and Path(question).is_file():
+    if os.path.isfile(question):  # unlike Path.is_file, this is False for a question too long to be a path
         raise DataError(f"{question} is a file: put a question after it.")
     import torch
 

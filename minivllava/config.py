@@ -288,7 +288,7 @@ def override(config, *assignments: str):
 
 
 def _override(config, path: list[str], text: str, assignment: str):
-    names = [f.name for f in dataclasses.fields(config)]
+    names = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
     if path[0] not in names:
         raise ConfigError(f"{assignment!r}: there is no field {path[0]!r}; choose one of {', '.join(names)}.")
     old = getattr(config, path[0])

@@ -22,6 +22,7 @@ def test_override_changes_one_field():
     [
         ("stage2.step=7", "choose one of steps"),
         ("stage9.steps=7", "stage9"),
+        ("stage2.steps.x=7", "no field 'x'"),
         ("stage2.steps", "FIELD=VALUE"),
         ("stage2.steps=many", "int"),
         ("stage2.steps=1.5", "int"),

@@ -20,6 +20,7 @@ from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.cache import MediaCache, cache_media
 from minivllava.data.dataset import unique_files
 from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import ConfigError
 from minivllava.models.languagebind import LanguageBind
 from minivllava.models.vision import VideoEncoder
 from minivllava.models.vllava import Loss
@@ -88,7 +89,15 @@ def contrastive_task(
     context: int,
     training: TrainingConfig,
 ) -> Task:
-    """Symmetric InfoNCE over pairs of a file and its caption."""
+    """Symmetric InfoNCE over pairs of a file and its caption.
+
+    Raises ConfigError where the batch would be cut into parts: each pair must see all others at once.
+    """
+    if training.accumulation > 1 or training.batch_size > len(files):
+        raise ConfigError(
+            f"Alignment contrasts whole batches: use accumulation 1, not {training.accumulation}, and a batch_size "
+            f"of at most the {len(files)} pairs there are, not {training.batch_size}."
+        )
 
     def collate(indices) -> Pairs:
         pixels = torch.stack([cache[files[i]] for i in indices]).float()
