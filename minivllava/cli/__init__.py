@@ -1,0 +1,17 @@
+"""The command line. Each module registers its commands; `--help` lists them in the order of the imports."""
+
+import sys
+
+from minivllava.cli.app import app
+from minivllava.errors import MinivllavaError
+
+from minivllava.cli import train, ask, evaluate, data, bench  # noqa: F401, I001, E402  # isort: skip
+
+
+def main():
+    """Entry point: bad input becomes one clear line on stderr and exit code 2."""
+    try:
+        app()
+    except MinivllavaError as error:
+        print(f"minivllava: {error}", file=sys.stderr)
+        sys.exit(2)

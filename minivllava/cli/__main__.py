@@ -1,0 +1,5 @@
+"""`python -m minivllava.cli`."""
+
+from minivllava.cli import main
+
+main()

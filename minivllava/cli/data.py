@@ -1,0 +1,53 @@
+"""The embedded world and other people's files: data."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minivllava.cli.app import Changes, Preset, app
+from minivllava.errors import DataError
+
+
+@app.command()
+def data(
+    preset: Preset = "tiny",
+    change: Changes = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Also copy the world's folder to this new one.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Also draw a sheet of examples into this PNG.")] = None,
+    inspect: Annotated[Path | None, typer.Option(help="Check and count a LLaVA-format JSON file instead.")] = None,
+    media: Annotated[Path | None, typer.Option(help="With --inspect: where its paths start.")] = None,
+):
+    """Make the embedded world "Shapes in Motion", or inspect any LLaVA-format file."""
+    if inspect is not None:
+        from minivllava.data.dataset import check_media, load_records, unique_files
+
+        records = load_records(inspect, media)
+        _, broken = check_media(records, skip_broken=True)
+        turns = sum(len(row["conversations"]) // 2 for row in records)
+        pictures, clips = (len(unique_files(records, kind)) for kind in ("image", "video"))
+        print(
+            f"{len(records)} records, {turns} answers, {pictures} pictures, {clips} clips, {len(broken)} broken files"
+        )
+        for path in broken:
+            print(f"broken: {path}")
+        return
+    from minivllava.config import override
+    from minivllava.config import preset as named_preset
+    from minivllava.data.build import build_world
+
+    world = build_world(override(named_preset(preset), *change).world)
+    print(f"Shapes in Motion: {world}")
+    for file in sorted(set(world.glob("*.json")) - {world / "config.json"}):
+        print(f"  {file.name}: {len(json.loads(file.read_text()))} records")
+    if out is not None:
+        if out.exists():
+            raise DataError(f"{out} is there already: name a new folder, or delete that one.")
+        shutil.copytree(world, out)
+    if sheet is not None:
+        from minivllava.figures import example_sheet
+
+        example_sheet(world).savefig(sheet)
+        print(f"Examples: {sheet}")

@@ -1,0 +1,98 @@
+"""Training: demo, train, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minivllava.cli.app import PARTS, RUNS, Changes, Device, Preset, app
+from minivllava.cli.results import print_results
+from minivllava.errors import DataError
+
+
+@app.command()
+def demo(
+    name: Annotated[str, typer.Option(help="The run's folder under runs/.")] = "demo",
+    change: Changes = [],  # noqa: B006  (typer reads the default, nothing changes it)
+):
+    """Train a small Video-LLaVA from the shipped parts, evaluate it, and write its report."""
+    train(preset="demo", name=name, change=change)
+
+
+@app.command()
+def train(
+    preset: Preset = "tiny",
+    name: Annotated[
+        str | None, typer.Option(help="The run's folder under runs/; by default the preset's name.")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train language model and encoders too.")
+    ] = False,
+    init: Annotated[
+        Path | None, typer.Option(help="Start: pretrained parts, or with --data a finished checkpoint.")
+    ] = None,
+    data: Annotated[
+        list[Path], typer.Option(help="Your own LLaVA-format JSON of pictures, clips or text; may be repeated.")
+    ] = [],  # noqa: B006
+    media: Annotated[
+        Path | None, typer.Option(help="The folder that its paths start from; by default the JSON's.")
+    ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out records whose media is broken.")
+    ] = False,
+    epochs: Annotated[float, typer.Option(min=0, help="With --data: passes over your records.")] = 3.0,
+    change: Changes = [],  # noqa: B006
+    device: Device = None,
+):
+    """Train on the embedded world, or with --data on your own files; then evaluate and report.
+
+    An interrupted run continues where it stopped when the same command is given again.
+    """
+    from minivllava.config import override
+    from minivllava.config import preset as named_preset
+
+    recipe = override(named_preset(preset), *change)
+    folder = RUNS / (name or preset)
+    if data:
+        if init is None:
+            raise DataError("--data needs --init CHECKPOINT, e.g. --init data/pretrained/tiny.")
+        _finetune(init, data, media, recipe.stage2, epochs, folder, skip_broken, device)
+        return
+    from minivllava.training.run import train_from_parts, train_from_scratch
+
+    if from_scratch:
+        train_from_scratch(recipe, folder, device=device)
+    else:
+        train_from_parts(recipe, init or PARTS, folder, device=device)
+    _evaluate_and_report(folder, recipe)
+
+
+def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
+    from minivllava.training.run import finetune
+
+    _, skipped = finetune(init, data, media, training, epochs, folder, skip_broken, device=device)
+    if skipped:
+        print(f"Left out {len(skipped)} broken file(s): {', '.join(skipped)}")
+    print(f"The tuned model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")
+
+
+def _evaluate_and_report(folder: Path, recipe):
+    from minivllava.data.build import build_world
+    from minivllava.evaluation.evaluate import evaluate_world
+    from minivllava.report import write_report
+
+    world = build_world(recipe.world)
+    results = evaluate_world(folder / "model", world, folder / "evaluation.json")
+    print_results(results)
+    print(f"The report: {write_report(folder)}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run from scratch, e.g. runs/tiny.")],
+    out: Annotated[Path, typer.Argument(help="Where the parts and the finished model go.")],
+):
+    """Copy a run's parts and finished model, in half precision: this fills data/pretrained."""
+    from minivllava.training.run import export as copy_models
+
+    copy_models(run, out)
