@@ -1,11 +1,10 @@
-"""Sizes and recipes: one frozen dataclass per part, and the presets `sample`, `demo`, `tiny`, `small`, `paper`.
+"""Sizes and recipes: one frozen dataclass per part; presets.py fills them in.
 
 Vary a preset with `dataclasses.replace`, or with `override(preset, "stage2.steps=500")`.
 """
 
 import dataclasses
 import json
-import types
 import typing
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
@@ -139,118 +138,6 @@ class Preset:
     stage2: TrainingConfig  # projector and language model, conversations
 
 
-def _tiny() -> Preset:
-    """Two CPU cores: 32 px pictures in 4 x 4 patches, about 4 M parameters in all."""
-    image = VisionConfig(image_size=32, patch_size=8, width=128, layers=4, heads=4, mlp_width=512)
-    return Preset(
-        name="tiny",
-        model=ModelConfig(
-            image=image,
-            video=with_changes(image, temporal=True, patch_dropout=0.1),
-            text=TextConfig(vocab_size=1024, context=64, width=128, layers=2, heads=4, mlp_width=512),
-            language=LanguageConfig(
-                vocab_size=1024, context=1024, width=128, layers=5, heads=4, kv_heads=4, mlp_width=384
-            ),
-            embed_dim=128,
-            template="short",
-            aspect="square",
-        ),
-        world=WorldConfig(images=12_000, clips=8_000, align_images=24_000, align_clips=10_000, text_documents=40_000),
-        language=TrainingConfig(steps=1200, batch_size=32, learning_rate=2e-3, weight_decay=0.01, accumulation=2),
-        align_image=TrainingConfig(steps=1500, batch_size=256, learning_rate=1e-3, weight_decay=0.1),
-        align_video=TrainingConfig(steps=800, batch_size=64, learning_rate=1e-3, weight_decay=0.1),
-        stage1=TrainingConfig(steps=300, batch_size=48, learning_rate=3e-3, accumulation=2),
-        stage2=TrainingConfig(steps=2000, batch_size=32, learning_rate=1e-3, accumulation=2),
-    )
-
-
-def _demo() -> Preset:
-    """`make demo`: the tiny model, from the shipped parts, on less data and for fewer steps: minutes."""
-    tiny = _tiny()
-    return with_changes(
-        tiny,
-        name="demo",
-        world=WorldConfig(
-            images=6_000, clips=4_000, align_images=0, align_clips=0, text_documents=0,
-            validation=0, test=100, compositional=60,
-        ),
-        stage1=with_changes(tiny.stage1, steps=150),
-        stage2=with_changes(tiny.stage2, steps=500),
-    )  # fmt: skip
-
-
-def _sample() -> Preset:
-    """The few scenes of `data/sample`; the tiny model for a few steps, to see that everything runs."""
-    world = WorldConfig(
-        images=6, clips=6, align_images=8, align_clips=4, text_documents=20, validation=1, test=2, compositional=1
-    )
-    few = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}
-    return with_changes(
-        _tiny(),
-        name="sample",
-        world=world,
-        language=TrainingConfig(**few),
-        align_image=TrainingConfig(**few),
-        align_video=TrainingConfig(**few),
-        stage1=TrainingConfig(**few),
-        stage2=TrainingConfig(**few),
-    )
-
-
-def _small() -> Preset:
-    """One GPU: 64 px pictures, 64 patches a frame, about 40 M parameters."""
-    image = VisionConfig(image_size=64, patch_size=8, width=384, layers=8, heads=6, mlp_width=1536)
-    tiny = _tiny()
-    return with_changes(
-        tiny,
-        name="small",
-        model=with_changes(
-            tiny.model,
-            image=image,
-            video=with_changes(image, temporal=True, patch_dropout=0.3),
-            text=TextConfig(vocab_size=1024, context=77, width=256, layers=4, heads=4, mlp_width=1024),
-            language=LanguageConfig(
-                vocab_size=1024, context=2048, width=384, layers=8, heads=6, kv_heads=6, mlp_width=1024
-            ),
-            embed_dim=256,
-            template="v1",
-        ),
-        language=with_changes(tiny.language, steps=10_000, batch_size=128, learning_rate=1e-3, precision="bf16"),
-        align_image=with_changes(tiny.align_image, steps=10_000, batch_size=512, precision="bf16"),
-        align_video=with_changes(tiny.align_video, steps=5_000, batch_size=256, precision="bf16"),
-        stage1=with_changes(tiny.stage1, steps=1000, batch_size=128, learning_rate=1e-3, precision="bf16"),
-        stage2=with_changes(tiny.stage2, steps=10_000, batch_size=128, learning_rate=3e-4, precision="bf16"),
-    )
-
-
-def _paper() -> Preset:
-    """Video-LLaVA-7B and its recipe (Table 7; LanguageBind's Table 11 for the alignment)."""
-    align = TrainingConfig(
-        steps=75_500, batch_size=640, learning_rate=1e-4, weight_decay=0.2, warmup=2000 / 75_500, precision="bf16"
-    )
-    adamw = {"betas": (0.9, 0.999), "precision": "bf16"}
-    return Preset(
-        name="paper",
-        model=ModelConfig(video=VisionConfig(temporal=True, patch_dropout=0.3)),
-        world=WorldConfig(),
-        language=TrainingConfig(**adamw),
-        align_image=align,
-        align_video=align,
-        stage1=TrainingConfig(steps=4922, batch_size=256, learning_rate=1e-3, **adamw),
-        stage2=TrainingConfig(steps=5977, batch_size=128, learning_rate=2e-5, **adamw),
-    )
-
-
-PRESETS = types.MappingProxyType({"sample": _sample, "demo": _demo, "tiny": _tiny, "small": _small, "paper": _paper})
-
-
-def preset(name: str) -> Preset:
-    """The preset called `name`. Raises ConfigError, listing the names there are."""
-    if name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]()
-
-
 def to_dict(config) -> dict:
     """A config dataclass as plain JSON types."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -306,3 +193,12 @@ def _override(config, path: list[str], text: str, assignment: str):
     if not fits or (isinstance(new, bool) and not isinstance(old, bool)):
         raise ConfigError(f"{assignment!r}: {text!r} is no {type(old).__name__}.")
     return with_changes(config, **{path[0]: new})
+
+
+def __getattr__(name: str):
+    """`preset` and `PRESETS` can be imported from here as well; they live in presets.py, which needs this module."""
+    if name in ("preset", "PRESETS"):
+        from minivllava import presets
+
+        return getattr(presets, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,7 @@ from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import Task, learning_rate, shuffled_batches, train
-from minivllava.training.run import finetune, train_from_scratch
+from minivllava.training.run import finetune, train_video_llava
 from minivllava.training.stages import stage2, visual_loader
 
 TESTS = Path(__file__).parent
@@ -416,7 +416,7 @@ def test_a_whole_run_stopped_again_and_again_makes_the_same_model(tmp_path, monk
     """All four training steps from nothing, on a few scenes of the embedded world, with patch dropout."""
     steps = ("language", "align_image", "align_video", "stage1", "stage2")
     recipe = override(preset("sample"), *(f"{step}.checkpoint_every=2" for step in steps))
-    whole = train_from_scratch(recipe, tmp_path / "whole", **QUIET)
+    whole = train_video_llava(recipe, tmp_path / "whole", **QUIET)
 
     left = 0
 
@@ -437,7 +437,7 @@ def test_a_whole_run_stopped_again_and_again_makes_the_same_model(tmp_path, monk
         left, attempts = 5, attempts + 1
         assert attempts < 20, "every attempt should get further"
         with contextlib.suppress(Stopped):
-            continued = train_from_scratch(recipe, tmp_path / "run", **QUIET)
+            continued = train_video_llava(recipe, tmp_path / "run", **QUIET)
     assert attempts > 4
     assert_bit_equal(continued, whole)
     logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("whole", "run")]

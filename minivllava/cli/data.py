@@ -35,8 +35,8 @@ def data(
             print(f"broken: {path}")
         return
     from minivllava.config import override
-    from minivllava.config import preset as named_preset
     from minivllava.data.build import build_world
+    from minivllava.presets import preset as named_preset
 
     world = build_world(override(named_preset(preset), *change).world)
     print(f"Shapes in Motion: {world}")

@@ -18,9 +18,9 @@ def evaluate(
 ):
     """Score a model on the held-out questions, beside the baselines: a table, and JSON."""
     from minivllava.config import override
-    from minivllava.config import preset as named_preset
     from minivllava.data.build import build_world, evaluation_only
     from minivllava.evaluation.evaluate import evaluate_world
+    from minivllava.presets import preset as named_preset
 
     world = build_world(evaluation_only(override(named_preset(preset), *change).world))
     out = out or checkpoint.with_name(checkpoint.name + "-evaluation.json")

@@ -29,7 +29,7 @@ def train(
         bool, typer.Option("--from-scratch", help="Train language model and encoders too.")
     ] = False,
     init: Annotated[
-        Path | None, typer.Option(help="Start: pretrained parts, or with --data a finished checkpoint.")
+        Path | None, typer.Option(help="Start: pretrained parts (what it lacks is trained); with --data, a checkpoint.")
     ] = None,
     data: Annotated[
         list[Path], typer.Option(help="Your own LLaVA-format JSON of pictures, clips or text; may be repeated.")
@@ -49,7 +49,7 @@ def train(
     An interrupted run continues where it stopped when the same command is given again.
     """
     from minivllava.config import override
-    from minivllava.config import preset as named_preset
+    from minivllava.presets import preset as named_preset
 
     recipe = override(named_preset(preset), *change)
     folder = RUNS / (name or preset)
@@ -58,12 +58,9 @@ def train(
             raise DataError("--data needs --init CHECKPOINT, e.g. --init data/pretrained/tiny.")
         _finetune(init, data, media, recipe.stage2, epochs, folder, skip_broken, device)
         return
-    from minivllava.training.run import train_from_parts, train_from_scratch
+    from minivllava.training.run import train_video_llava
 
-    if from_scratch:
-        train_from_scratch(recipe, folder, device=device)
-    else:
-        train_from_parts(recipe, init or PARTS, folder, device=device)
+    train_video_llava(recipe, folder, None if from_scratch else init or PARTS, device=device)
     _evaluate_and_report(folder, recipe)
 
 

@@ -28,6 +28,7 @@ from minivllava.models.checkpoint import (
     save_model,
     save_vllava,
 )
+from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
@@ -85,28 +86,55 @@ class Run:
             torch.distributed.barrier()
 
 
-def train_from_scratch(preset: Preset, folder: str | Path, **options) -> VideoLLaVA:
-    """All four steps, from nothing: language, alignment (image, then video), stage 1, stage 2."""
-    world = build_world(preset.world)
-    run = Run(folder, {"preset": to_dict(preset), "start": "scratch"})
-    texts = load_records(world / "text.json")
-    path = run.folder / "language"
-    if not (path / "config.json").exists():
-        tokenizer = train_tokenizer(texts, preset.model.language.vocab_size)
-        config = _with_vocabulary(preset.model, len(tokenizer))
-        torch.manual_seed(preset.language.seed)
-        model = VideoLLaVA(config, tokenizer)
-        run.step(
-            "language",
-            lambda state: pretrain_language(model, texts, preset.language, state, **options),
-            lambda path: save_model(model.language_model, path, "language", tokenizer=tokenizer),
-        )
-    language, tokenizer = load_language(path)
-    config = _with_vocabulary(preset.model, len(tokenizer))
+def train_video_llava(preset: Preset, folder: str | Path, parts: str | Path | None = None, **options) -> VideoLLaVA:
+    """The whole recipe: the parts that are not there yet, then stage 1 and stage 2.
 
+    parts: a folder that holds `languagebind/`, `language/` or both, as the paper starts from LanguageBind and
+    Vicuna; the part it lacks is trained, and without a folder both are. Raises CheckpointError when it holds
+    neither, ConfigError when a part's sizes are not the preset's.
+    """
+    language, bound = _part(parts, "language"), _part(parts, "languagebind")
+    if parts is not None and not (language or bound):
+        raise CheckpointError(f"{parts} holds neither languagebind/ nor language/: name a folder of pretrained parts.")
+    _check_sizes(preset.model, bound[0] if bound else None, language[0] if language else None)
+    world = build_world(preset.world)
+    run = Run(folder, {"preset": to_dict(preset), "start": str(parts) if parts else "scratch"})
+    language, tokenizer = language or load_language(_train_language(preset, world, run, **options))
+    bound, _ = bound or load_languagebind(_train_languagebind(preset, tokenizer, world, run, **options))
+    config = replace(preset.model, text=bound.config.text, language=language.config)
+    return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
+
+
+def _part(parts: str | Path | None, name: str):
+    """(model, tokenizer) of a pretrained part, or None where the folder has no such part."""
+    if parts is None or not (Path(parts) / name).is_dir():
+        return None
+    return {"language": load_language, "languagebind": load_languagebind}[name](Path(parts) / name)
+
+
+def _train_language(preset: Preset, world: Path, run: Run, **options) -> Path:
+    """Tokenizer and language model from text alone; returns their folder."""
+    path = run.folder / "language"
+    if (path / "config.json").exists():
+        return path
+    texts = load_records(world / "text.json")
+    tokenizer = train_tokenizer(texts, preset.model.language.vocab_size)
+    language = replace(preset.model.language, vocab_size=len(tokenizer))
+    torch.manual_seed(preset.language.seed)
+    model = VideoLLaVA(replace(preset.model, language=language), tokenizer)
+    return run.step(
+        "language",
+        lambda state: pretrain_language(model, texts, preset.language, state, **options),
+        lambda path: save_model(model.language_model, path, "language", tokenizer=tokenizer),
+    )
+
+
+def _train_languagebind(preset: Preset, tokenizer, world: Path, run: Run, **options) -> Path:
+    """Image and text encoder together, then the video encoder onto the frozen text encoder; returns their folder."""
+    text = replace(preset.model.text, vocab_size=len(tokenizer))
+    config = replace(preset.model, text=text)
     torch.manual_seed(preset.align_image.seed)
-    encoders = {"image": config.image, "video": config.video}
-    bound = LanguageBind(LanguageBindConfig(encoders, config.text, config.embed_dim))
+    bound = LanguageBind(LanguageBindConfig({"image": config.image, "video": config.video}, text, config.embed_dim))
     for name, file, align, recipe in (
         ("languagebind-image", "align_images.json", align_image, preset.align_image),
         ("languagebind-video", "align_clips.json", align_video, preset.align_video),
@@ -118,21 +146,7 @@ def train_from_scratch(preset: Preset, folder: str | Path, **options) -> VideoLL
             partial(save_model, bound, kind="languagebind", tokenizer=tokenizer),
         )
         bound, _ = load_languagebind(path)
-    return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
-
-
-def train_from_parts(preset: Preset, parts: str | Path, folder: str | Path, **options) -> VideoLLaVA:
-    """Stage 1 and stage 2, as the paper does them: from encoders and a language model that are there already.
-
-    parts: a folder that holds `languagebind/` and `language/`. Raises ConfigError when their sizes are not
-    the preset's.
-    """
-    bound, tokenizer = load_languagebind(Path(parts) / "languagebind")
-    language, _ = load_language(Path(parts) / "language")
-    config = _with_vocabulary(preset.model, len(tokenizer))
-    world = build_world(preset.world)
-    run = Run(folder, {"preset": to_dict(preset), "start": str(parts)})
-    return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
+    return path
 
 
 def finetune(
@@ -162,16 +176,19 @@ def finetune(
 
 
 def export(run: str | Path, out: str | Path):
-    """Copies what a run from scratch made into `out`, in half precision: `parts/`, the finished model under the
+    """Copies what a run made into `out`, in half precision: the parts it trained, the finished model under the
     preset's name, and the run's description and log. This is how `data/pretrained` was filled."""
     run, out = Path(run), Path(out)
-    bound, tokenizer = load_languagebind(run / "languagebind-video")
-    language, _ = load_language(run / "language")
     model = load_vllava(run / "model")
     name = json.loads((run / "run.json").read_text())["preset"]["name"]
     half = torch.float16
-    save_model(bound, out / "parts" / "languagebind", "languagebind", half, tokenizer=tokenizer)
-    save_model(language, out / "parts" / "language", "language", half, tokenizer=tokenizer)
+    for part, step, load in (
+        ("languagebind", "languagebind-video", load_languagebind),
+        ("language", "language", load_language),
+    ):
+        if (run / step).is_dir():
+            trained, tokenizer = load(run / step)
+            save_model(trained, out / "parts" / part, part, half, tokenizer=tokenizer)
     model.save_pretrained(out / name, dtype=half)
     for file in ("run.json", "log.json"):
         shutil.copy(run / file, out / file)
@@ -182,17 +199,25 @@ def assemble(config: ModelConfig, bound: LanguageBind, language, tokenizer) -> V
 
     Raises ConfigError when a part has other sizes than the config.
     """
-    found = {**bound.config.encoders, "text": bound.config.text, "language": language.config}
-    for name, part in found.items():
-        wanted = getattr(config, name, part)
-        if part != wanted:
-            raise ConfigError(f"The {name} part is {part}, and the preset wants {wanted}: use the parts' own preset.")
+    _check_sizes(config, bound, language)
     torch.manual_seed(0)
     model = VideoLLaVA(config, tokenizer)
     model.image_encoder.load_state_dict(bound.encoders["image"].state_dict())
     model.video_encoder.load_state_dict(bound.encoders["video"].state_dict())
     model.language_model.load_state_dict(language.state_dict())
     return model
+
+
+def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: LanguageModel | None):
+    """Raises ConfigError where a part has other sizes than the config; vocabularies are each part's own."""
+    found = {**bound.config.encoders, "text": bound.config.text} if bound else {}
+    found |= {"language": language.config} if language else {}
+    for name, part in found.items():
+        wanted = getattr(config, name, part)
+        if hasattr(part, "vocab_size"):
+            wanted = replace(wanted, vocab_size=part.vocab_size)
+        if part != wanted:
+            raise ConfigError(f"The {name} part is {part}, and the preset wants {wanted}: use the parts' own preset.")
 
 
 def _stages(model: VideoLLaVA, preset: Preset, world: Path, run: Run, **options) -> VideoLLaVA:
@@ -204,12 +229,3 @@ def _stages(model: VideoLLaVA, preset: Preset, world: Path, run: Run, **options)
         path = run.step(name, partial(stage, model, records, recipe, **options), partial(save_vllava, model))
         model = load_vllava(path)
     return model
-
-
-def _with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:
-    """The config with as many tokens as the tokenizer came to have."""
-    return replace(
-        config,
-        text=replace(config.text, vocab_size=size),
-        language=replace(config.language, vocab_size=size),
-    )
