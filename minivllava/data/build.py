@@ -36,8 +36,7 @@ from minivllava.data.text_corpus import text_document
 from minivllava.data.world import FRAMES, HELD_OUT, Scene, generator, sample_scene
 from minivllava.errors import ConfigError
 
-VERSION = 2  # of the generator: another number, another folder
-DESCRIBED = 0.4  # share of training conversations that end with a caption
+VERSION = 1  # of the generator: another number, another folder
 FILES = ("text", "align_images", "align_clips", "stage1", "stage2", "validation", "test", "compositional")
 Records = dict[str, list[dict]]  # records by the file they go to
 
@@ -190,8 +189,8 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
     media = _write_media(config, folder, job.split, job.index, scene)
     if job.split == "train":
         conversation = turns(scene, rng, config.turns)
-        if rng.random() < DESCRIBED:
-            conversation.append(describe(scene, rng))  # last, or it would answer the other questions
+        if rng.random() < 0.1:
+            conversation[rng.integers(len(conversation))] = describe(scene, rng)
         return {
             "stage1": [_record(name, media, [describe(scene, rng)])],
             "stage2": [_record(name, media, conversation)],

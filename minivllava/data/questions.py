@@ -28,7 +28,7 @@ POPULAR = tuple(PAIRS[i] for i in np.argsort(-PAIR_WEIGHTS, kind="stable")[:12])
 APART = 0.2  # how far two things are apart on an axis before one is "left of" or "above" the other
 
 # Tried more often in a conversation: earlier turns give the first two away most, the others suit few scenes.
-OFTEN = ("colour", "colour", "shape", "shape", "motion", "relation", "order", "order")
+OFTEN = ("colour", "colour", "shape", "shape", "motion", "order", "order")
 
 # {} is the thing asked about (or the kind counted), {m} "picture" or "clip".
 PHRASINGS = {

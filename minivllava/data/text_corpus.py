@@ -1,10 +1,8 @@
 """Text-only conversations, on which the language model learns to read before it learns to see.
 
 The same questions as about pictures and clips, but the scene is told in words: so the decoder learns from
-text alone to bind a colour to its shape, to count, and to reason from places to relations. Words know more
-things than pictures show: where an object has a kind or a colour of OTHER_KINDS or OTHER_COLOURS, the answer
-can only be found in the text, never in what usually goes together. A little chat keeps it able to answer where
-there is nothing to look at.
+text alone to bind a colour to its shape, to count, and to reason from places to relations. A little chat
+keeps it able to answer where there is nothing to look at.
 """
 
 from dataclasses import replace
@@ -16,11 +14,6 @@ from minivllava.data.questions import Turn, describe, pick, plural, shuffled, tu
 from minivllava.data.world import ACTIONS, COLOURS, SHAPES, Scene, Thing, draw_scene
 
 TURN_COUNTS = (4, 9)  # questions about one description, both ends included
-DESCRIBED = 0.6  # share of conversations that also ask for a caption
-UNSEEN = 0.3  # share of things with a colour, and of things with a kind, that no picture shows
-
-OTHER_COLOURS = ("black", "pink", "brown", "grey", "golden", "silver", "violet", "beige")
-OTHER_KINDS = ("cup", "key", "star", "bird", "bell", "book", "shoe", "lamp", "coin", "hat", "door", "heart")
 
 CHAT = (
     ("Hello.", "Hello! Show me a picture or a clip, and ask me about it."),
@@ -52,37 +45,13 @@ def text_document(rng: np.random.Generator) -> list[Turn]:
     """One conversation: chat (1 in 20), or a scene in words before the first of several questions on it."""
     if rng.random() < 0.05:
         return _chat(rng)
-    scene = with_unseen(_scene(rng), rng)
+    scene = draw_scene(rng, clip=bool(rng.random() < 0.5))
     conversation = turns(scene, rng, int(rng.integers(TURN_COUNTS[0], TURN_COUNTS[1] + 1)))
-    if rng.random() < DESCRIBED:
+    if rng.random() < 0.3:
         conversation.insert(int(rng.integers(len(conversation) + 1)), describe(scene, rng))
     first = conversation[0]
     conversation[0] = replace(first, question=f"{description(scene, rng)}\n{first.question}")
     return conversation
-
-
-def _scene(rng: np.random.Generator) -> Scene:
-    """A picture's scene, a clip's, or (as often as a clip's) a clip's in which two things act in turn, since
-    questions about their order need one."""
-    kind = rng.choice(("picture", "clip", "two events"), p=(0.5, 0.25, 0.25))
-    scene = draw_scene(rng, clip=kind != "picture")
-    while kind == "two events" and len(scene.events) < 2:
-        scene = draw_scene(rng, clip=True)
-    return scene
-
-
-def with_unseen(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with some colours and kinds that only words know; its things stay different from each other."""
-    things = tuple(
-        replace(
-            thing,
-            colour=pick(rng, OTHER_COLOURS) if rng.random() < UNSEEN else thing.colour,
-            shape=pick(rng, OTHER_KINDS) if rng.random() < UNSEEN else thing.shape,
-        )
-        for thing in scene.things
-    )
-    # a new colour on an old shape makes no held-out pair, since it is in no pair that pictures show
-    return replace(scene, things=things) if len({thing.pair for thing in things}) == len(things) else scene
 
 
 def description(scene: Scene, rng: np.random.Generator) -> str:
