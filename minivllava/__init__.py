@@ -5,7 +5,12 @@
     model.chat("What does the red circle do?", videos=["clip.mp4"])
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+# In a notebook, progress bars fall back to plain text where ipywidgets is missing: no reason for a warning.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def __getattr__(name: str):

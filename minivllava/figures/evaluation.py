@@ -1,0 +1,118 @@
+"""Evaluation: accuracies beside the baselines."""
+
+from collections.abc import Sequence
+
+from minivllava.figures.style import ORANGE, PURPLE, VERMILLION, Inks, clean, name_axes, new_figure
+
+KINDS = {"image": "Pictures", "video": "Clips", "text": "Text"}
+
+# Marker, colour and filling of each baseline; the model is a bar.
+BASELINES = {
+    "majority": ("|", None, True),
+    "blind": ("o", ORANGE, True),
+    "single frame": ("^", PURPLE, True),
+    "shuffled frames": ("D", VERMILLION, False),
+}
+LABELS = {"model": "model", "majority": "majority answer", "blind": "blind (no picture or clip)",
+          "single frame": "a single frame", "shuffled frames": "shuffled frames"}  # fmt: skip
+
+
+def accuracy_by_type(rows: Sequence[dict], width: float = 9.0, dark: bool = False, figure=None):
+    """Exact match by type of question: the model as bars, what each baseline reaches as markers.
+
+    rows: as `evaluation.evaluate.table` makes them: `kind`, `type`, `n`, and each view's share or None.
+    figure: a Figure or sub-figure to draw into, instead of a new one.
+    """
+    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    types = _ordered_types(rows)
+    beside = width > 4.9
+    ink, figure = new_figure(width, 1.15 + 0.31 * len(types) * (1 if beside else len(kinds)), dark, figure)
+    shape = (1, len(kinds)) if beside else (len(kinds), 1)
+    heights = None if beside else [1 + sum(row["kind"] == kind for row in rows) for kind in kinds]
+    panels = figure.subplots(*shape, squeeze=False, sharey=beside, height_ratios=heights).flat
+    for number, (axes, kind) in enumerate(zip(panels, kinds, strict=True)):
+        found = {row["type"]: row for row in rows if row["kind"] == kind}
+        shown = types if beside else [name for name in types if name in found]
+        clean(axes, ink, grid="x")
+        for y, name in enumerate(shown):
+            _accuracy_line(axes, ink, y, found.get(name))
+        axes.set_yticks(range(len(shown)), [name.replace("/", ", ") for name in shown])
+        for label in axes.get_yticklabels()[:1]:  # none in the second of two panels
+            label.set_fontweight("bold")
+        axes.tick_params(axis="y", labelsize=10.5, labelcolor=ink.text, labelleft=not beside or number == 0)
+        axes.set_ylim(len(shown) - 0.4, -0.7)
+        axes.set_xlim(0, 100)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.spines["bottom"].set_visible(False)
+        axes.axhline(0.5, color=ink.grid, linewidth=1)
+        count = found.get("all", {}).get("n", 0)
+        last = beside or number == len(kinds) - 1
+        name_axes(axes, ink, f"{KINDS[kind]} (n = {count:,})", "exact match (%)" if last else "")
+    _accuracy_legend(figure, ink, rows, 5 if width > 7 else 3 if beside else 2)
+    return figure
+
+
+def _ordered_types(rows: Sequence[dict]) -> list[str]:
+    """Totals first, then types by the alphabet, those of pictures before those of clips alone."""
+    names = {row["type"] for row in rows} - {"all", "needs order"}
+    pictured = {row["type"] for row in rows if row["kind"] == "image"}
+    last = {row["type"] for row in rows} & {"needs order"}
+    return ["all", *sorted(names, key=lambda name: (name not in pictured, name)), *last]
+
+
+def _accuracy_line(axes, ink: Inks, y: int, row: dict | None):
+    if row is None:
+        axes.text(2, y, "not asked", va="center", fontsize=9, color=ink.muted, style="italic")
+        return
+    total = row["type"] == "all"
+    share = 100 * row["model"]
+    axes.barh(y, share, height=0.58, color=ink.model if total else ink.model_soft, zorder=2)
+    axes.annotate(f"{share:.0f}", (100, y), (32, 0), textcoords="offset points", ha="right", va="center",
+                  fontsize=10.5, color=ink.text, fontweight="bold" if total else "normal")  # fmt: skip
+    for view in BASELINES:
+        if row.get(view) is not None:
+            axes.plot(100 * row[view], y, **_marker(view, ink), zorder=3 + (view == "majority"), clip_on=False)
+
+
+def _marker(view: str, ink: Inks) -> dict:
+    shape, colour, filled = BASELINES[view]
+    look = {"marker": shape, "linestyle": "none"}
+    if view == "majority":
+        return look | {"color": ink.text, "markersize": 15, "markeredgewidth": 2.2}
+    if filled:
+        return look | {"color": colour, "markersize": 8, "markeredgecolor": ink.page, "markeredgewidth": 0.9}
+    return look | {"color": ink.page, "markersize": 6, "markeredgecolor": colour, "markeredgewidth": 1.8}
+
+
+def _accuracy_legend(figure, ink: Inks, rows: Sequence[dict], columns: int):
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    views = [view for view in BASELINES if any(row.get(view) is not None for row in rows)]
+    handles = [Patch(color=ink.model), *(Line2D([], [], **_marker(view, ink)) for view in views)]
+    labels = [LABELS[view] for view in ("model", *views)]
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=10,
+                  labelcolor=ink.text, handlelength=1.1, columnspacing=1.5, handletextpad=0.6)  # fmt: skip
+
+
+def intervals(panels: dict[str, dict[str, tuple[float, float, float]]], unit: str = "exact match (%)",
+              width: float = 9.0, dark: bool = False):  # fmt: skip
+    """Estimates with their 95 % intervals, a panel for each group. panels: title -> name -> (value, low, high), in %."""
+    rows = max(len(estimates) for estimates in panels.values())
+    ink, figure = new_figure(width, 0.95 + 0.34 * rows, dark)
+    for axes, (title, estimates) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(),
+                                        strict=True):  # fmt: skip
+        clean(axes, ink, grid="x")
+        for y, (value, low, high) in enumerate(estimates.values()):
+            axes.plot([low, high], [y, y], color=ink.model_soft, linewidth=5, solid_capstyle="round", zorder=2)
+            axes.plot(value, y, "o", color=ink.model, markersize=7, markeredgecolor=ink.page, zorder=3)
+            axes.annotate(f"{value:.0f}", (high, y), (7, 0), textcoords="offset points", va="center",
+                          color=ink.text, fontsize=10)  # fmt: skip
+        axes.set_yticks(range(len(estimates)), estimates)
+        axes.tick_params(axis="y", labelsize=10.5, labelcolor=ink.text)
+        axes.set_ylim(len(estimates) - 0.4, -0.6)
+        axes.set_xlim(0, 108)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.spines["bottom"].set_visible(False)
+        name_axes(axes, ink, title, unit)
+    return figure
