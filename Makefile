@@ -8,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/constraints.txt
 INSTALL := $(BIN)/python -m pip install --constraint $(LOCK)
-NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb notebooks/assignments/*.ipynb))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test notebooks lint lock clean
+.PHONY: help demo test notebooks execute lint lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -28,7 +28,13 @@ test: $(VENV)/.test ## install the test tools too and run the whole suite, noteb
 # A run of its own: the suite's settings (no display, caches in a temporary folder) are not a reader's.
 notebooks: $(VENV)/.test ## run every notebook and compare its outputs with the stored ones
 	$(if $(NOTEBOOKS),HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
-		--nbval --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS),@echo "There are no notebooks yet.")
+		--nbval --nbval-current-env --nbval-cell-timeout=300 \
+		--nbval-sanitize-with=tests/nbval_sanitize.cfg $(NOTEBOOKS),@echo "There are no notebooks yet.")
+
+execute: $(VENV)/.test ## run every notebook and store its outputs anew (NOTEBOOKS=... names some)
+	$(INSTALL) nbconvert
+	HF_HUB_OFFLINE=1 $(BIN)/python -m nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 
 lint: $(VENV)/.test ## check the style of code and notebooks with ruff
 	$(BIN)/ruff check .

@@ -1,0 +1,8 @@
+# says: it stays in one place
+def trace_question(scene):
+    moving = [thing for thing in scene.things if thing.moves]
+    if len(moving) != 1:
+        return None
+    return Turn(
+        f"Which places does the {name(moving[0])} pass?", ", then ".join(places_passed(moving[0])), "trace", True
+    )

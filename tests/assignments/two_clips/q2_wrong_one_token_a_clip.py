@@ -1,0 +1,3 @@
+# says: each clip has its own run
+def encode_pair(turns, tokenizer, tokens):
+    return encode_conversation(turns, tokenizer, template("short"), [1, 1])

@@ -1,0 +1,3 @@
+# says: stay as they are
+def swap_consistency(answers, swapped):
+    return sum(normalised(a) != normalised(b) for a, b in zip(answers, swapped)) / max(len(answers), 1)
