@@ -5,18 +5,76 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import Changes, Preset, app
+from minivllava.cli.app import RUNS, Changes, Device, Preset, app
 from minivllava.cli.results import print_results
+from minivllava.cli.score import JudgeModel, JudgeUrl, Workers, beside, judged_by, print_scores
+from minivllava.errors import ConfigError
+from minivllava.evaluation.benchmarks import BENCHMARKS
+
+BENCHMARK = "A real benchmark"
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, or with --benchmark also a hub id.")],
     preset: Preset = "tiny",
-    out: Annotated[Path | None, typer.Option(help="Where the JSON goes; by default beside the checkpoint.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the JSON goes (by default beside the checkpoint), or the benchmark's run folder."),
+    ] = None,
     change: Changes = [],  # noqa: B006
-):
-    """Score a model on the held-out questions, beside the baselines: a table, and JSON."""
+    benchmark: Annotated[
+        str | None, typer.Option(help=f"Instead, a real one: {', '.join(BENCHMARKS)}.", rich_help_panel=BENCHMARK)
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="The folder with its questions and media.", rich_help_panel=BENCHMARK)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only its first so many questions.", rich_help_panel=BENCHMARK)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.", rich_help_panel=BENCHMARK)] = 8,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest token each time.", rich_help_panel=BENCHMARK)
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="By default the original script's.", rich_help_panel=BENCHMARK)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0.", rich_help_panel=BENCHMARK)] = 0,
+    skip_broken: Annotated[
+        bool,
+        typer.Option("--skip-broken", help="Leave out questions with missing or broken media.",
+                     rich_help_panel=BENCHMARK),
+    ] = False,
+    judge: JudgeModel = None,
+    judge_url: JudgeUrl = "",
+    judge_workers: Workers = 8,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=BENCHMARK)] = "float32",
+    device: Device = None,
+):  # fmt: skip
+    """Score a model on the held-out questions, beside the baselines: a table, and JSON.
+
+    With --benchmark and --root: on a real benchmark. Answers are written as they come; the same command continues a
+    run that was stopped, and under `torchrun --nproc_per_node N -m minivllava.cli evaluate ...` (or `accelerate
+    launch`) N processes share the questions.
+    """
+    if (benchmark is None) != (root is None):
+        raise ConfigError("--benchmark and --root belong together: name a benchmark and the folder of its files.")
+    if benchmark is None and (judge or limit or max_new_tokens or skip_broken):
+        raise ConfigError("--judge, --limit, --max-new-tokens and --skip-broken go with --benchmark.")
+    if benchmark is not None:
+        from minivllava.evaluation.answering import run_benchmark
+        from minivllava.evaluation.benchmarks import benchmark as named_benchmark
+
+        chosen = named_benchmark(benchmark)
+        out = out or RUNS / "benchmarks" / checkpoint.name / chosen.name
+        results = run_benchmark(
+            checkpoint, chosen, root, out, limit=limit, batch_size=batch_size, temperature=temperature,
+            max_new_tokens=max_new_tokens, seed=seed, skip_broken=skip_broken, dtype=dtype, device=device,
+            judge=judged_by(judge, judge_url, beside(out / "predictions.jsonl", judge), judge_workers),
+        )  # fmt: skip
+        if results:  # in the first of several processes
+            _print_run(chosen.title, results, out)
+        return
     from minivllava.config import override
     from minivllava.data.build import build_world, evaluation_only
     from minivllava.evaluation.evaluate import evaluate_world
@@ -26,3 +84,15 @@ def evaluate(
     out = out or checkpoint.with_name(checkpoint.name + "-evaluation.json")
     print_results(evaluate_world(checkpoint, world, out))
     print(f"All answers: {out}")
+
+
+def _print_run(title: str, results: dict, out: Path):
+    if "metrics" in results:
+        print_scores(title, results)
+    else:
+        print(results["unscored"])
+    for name in results["left_out"]:
+        print(f"left out: {name}")
+    print(f"{results['answered']:,} answers: {out / 'predictions.jsonl'}")
+    if "submission" in results:
+        print(f"Submission: {results['submission']}")

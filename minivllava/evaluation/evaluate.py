@@ -10,7 +10,7 @@ majority         the commonest answer in training to the type of question; no mo
 import json
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +30,18 @@ VIEWS = ("model", "shuffled frames", "single frame", "blind")
 
 def evaluate(
     model: VideoLLaVA, records, view: str = "model", batch_size: int = 64, max_new_tokens: int = 16,
-    progress: bool = True,
+    progress: bool = True, load: Callable[[str, str], Tensor] | None = None,
 ) -> list[dict]:  # fmt: skip
     """The model's greedy answer to every record's last question, which must be followed by its true answer.
 
-    view: one of VIEWS, above. Returns dicts of `id`, `kind` ("image", "video", "text"), `file`, `type`,
+    view: one of VIEWS, above. load(path, kind) may give features that were computed before, for the view "model".
+    Returns dicts of `id`, `kind` ("image", "video", "text"), `file`, `type`,
     `needs_order`, `question`, `truth`, `answer`, `correct` (equal but for case, spaces and a final stop).
     Raises DataError for a record that does not end in an answer.
     """
     from tqdm.auto import tqdm
 
-    visuals = _Visuals(model, view)
+    visuals = load or _Visuals(model, view)
     prompts, rows = [], []
     for row in records:
         turns = row["conversations"]

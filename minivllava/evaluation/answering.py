@@ -1,0 +1,295 @@
+"""A model's answers to the questions of a benchmark: in batches, by several processes, continued where they stopped.
+
+A run's folder holds
+    run.json               the benchmark, the model and all settings; another run cannot continue here
+    parts/RANK.jsonl       what each process has answered so far, a line at once
+    predictions.jsonl      all answers in the questions' order, once none is missing or doubled
+    submission.json        what the benchmark's server wants, where it wants something (MMBench: submission.xlsx)
+    results.json           the scores, where the true answers are at hand
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minivllava.chat import answer_prompts
+from minivllava.config import ModelConfig
+from minivllava.data.conversation import encode_conversation, placeholders, template
+from minivllava.data.dataset import load_pixels
+from minivllava.errors import DataError, MediaError
+from minivllava.evaluation.benchmarks import JUDGED, Benchmark
+from minivllava.evaluation.benchmarks.judge import Judge
+from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log, replacing, write_json
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.provenance import environment
+
+KEPT = 32  # pictures and clips whose features are remembered: benchmarks ask several questions about each
+
+
+class Asked(NamedTuple):
+    """A question with its pictures and clips: (kind, file or the bytes of a picture), in the placeholders' order.
+
+    Without placeholders in the text they stand before it, on a line of their own.
+    """
+
+    text: str
+    visuals: Sequence[tuple[str, str | Path | bytes]] = ()
+
+
+class Answerer:
+    """Answers batches of questions with one model; remembers the features of the files seen last.
+
+    template_name and config: for questions that are put, or pictures that are cut, otherwise than the model's own
+    config says. sampling: `temperature`, `top_p`, `max_new_tokens`; draws depend on `seed` and the batch's texts.
+    """
+
+    def __init__(
+        self, model: VideoLLaVA, template_name: str | None = None, config: ModelConfig | None = None, seed: int = 0,
+        **sampling,
+    ):  # fmt: skip
+        self.model, self.config, self.seed, self.sampling = model, config or model.config, seed, sampling
+        self.template = template(template_name or model.config.template)
+        self.features: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    def __call__(self, questions: Sequence[Asked], **sampling) -> list[str]:
+        """The answer to each question. Raises MediaError, DataError, ContextLengthError as `chat` does."""
+        prompts, visuals = [], []
+        for question in questions:
+            text = question.text
+            if not placeholders(text) and question.visuals:
+                text = "".join(f"<{kind}>" for kind, _ in question.visuals) + "\n" + text
+            counts = [self.model.config.visual_tokens(k, self.model.config.video.frames) for k in placeholders(text)]
+            ids, _ = encode_conversation(
+                [{"from": "human", "value": text}], self.model.tokenizer, self.template, counts,
+                self.model.config.language.context, f"The question {question.text[:60]!r}",
+            )  # fmt: skip
+            prompts.append(ids)
+            visuals.append([self._features(kind, source) for kind, source in question.visuals])
+        seed = zlib.crc32("\0".join(question.text for question in questions).encode(), self.seed)
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        return answer_prompts(self.model, prompts, visuals, generator=generator, **(self.sampling | sampling))
+
+    @torch.inference_mode()
+    def _features(self, kind: str, source: str | Path | bytes) -> Tensor:
+        name = (kind, zlib.crc32(source), len(source)) if isinstance(source, bytes) else (kind, str(source))
+        if name in self.features:
+            self.features.move_to_end(name)
+            return self.features[name]
+        with _as_file(source) as file:
+            pixels = load_pixels(file, kind, self.config, self.config.video.frames)
+        self.features[name] = self.model.features(pixels[None].to(next(self.model.projector.parameters())))[0]
+        if len(self.features) > KEPT:
+            self.features.popitem(last=False)
+        return self.features[name]
+
+
+@contextmanager
+def _as_file(source: str | Path | bytes) -> Iterator[str]:
+    """A path to a picture that may only be bytes; Pillow goes by the content, whatever the suffix."""
+    if not isinstance(source, bytes):
+        yield str(source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        path.write_bytes(source)
+        yield str(path)
+
+
+def run_benchmark(
+    checkpoint: str | Path, benchmark: Benchmark, root: str | Path, out: str | Path, *, batch_size: int = 8,
+    limit: int | None = None, temperature: float = 0.0, top_p: float = 1.0, max_new_tokens: int | None = None,
+    seed: int = 0, device: str | None = None, dtype: torch.dtype | str = torch.float32, skip_broken: bool = False,
+    judge: Judge | None = None, progress: bool = True,
+) -> dict:  # fmt: skip
+    """Asks a model all questions of a benchmark under `root`, and scores the answers where the truth is at hand.
+
+    The same call continues a run that was stopped; of several processes (RANK, WORLD_SIZE) each takes its share,
+    and the first one checks, merges and scores. limit: only the first so many questions. skip_broken: questions
+    whose picture or clip is missing or broken are left out, and counted in the results.
+
+    Returns what results.json holds (in every process but the first an empty dict). Raises MediaError with the list
+    of missing files before the model is loaded, and whatever reading the files raises.
+    """
+    root, out = Path(root), Path(out)
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder: name the one that holds {benchmark.title}'s files.")
+    everything = benchmark.questions(root)
+    questions = everything[:limit]
+    missing = {file: None for q in questions if (file := _file(q)) is not None and not os.path.isfile(file)}
+    if missing and not skip_broken:
+        listed = "\n  ".join(missing)
+        raise MediaError(
+            f"{len(missing):,} file(s) of {benchmark.title} are missing:\n  {listed}\n"
+            "Download them, or leave out what is asked about them with --skip-broken."
+        )
+    rank, world, device, barrier = _processes(device)
+    sampling = {
+        "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens or benchmark.max_new_tokens,
+    }  # fmt: skip
+    settings = {
+        "benchmark": benchmark.name, "checkpoint": str(checkpoint), "weights": _weights(checkpoint),
+        "root": str(root), "prompts": _hash([(q.key, q.prompt) for q in everything]), "seed": seed,
+        "dtype": str(dtype), **sampling,
+    }  # fmt: skip
+    _check_settings(out / "run.json", settings, write=rank == 0)
+    answered = {line["key"] for line in _lines(out) if "answer" in line}
+    # by position, whoever has answered what: so no process needs to know how far another one is
+    mine = [q for q in questions[rank::world] if q.key not in answered and _file(q) not in missing]
+    if mine:
+        model = VideoLLaVA.from_pretrained(checkpoint, device=device, dtype=dtype)
+        _answer_all(_answerer(model, benchmark, seed, sampling), mine, benchmark, out / f"parts/{rank}.jsonl",
+                    batch_size, skip_broken, progress and rank == 0)  # fmt: skip
+    barrier()
+    if rank != 0:
+        return {}
+    return _finish(benchmark, root, out, questions, missing, settings, limit, judge)
+
+
+def _file(question: Question) -> str | None:
+    """The file that a question is about; None for text alone, or a picture that came with the question."""
+    return str(question.media[1]) if question.media and isinstance(question.media[1], Path) else None
+
+
+def _weights(checkpoint: str | Path) -> str | None:
+    """Tells a folder's weights from those of the same name trained later; None for a hub id."""
+    files = sorted(path for kind in ("*.safetensors", "*.bin") for path in Path(checkpoint).glob(kind))
+    return _hash([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]) if files else None
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _processes(device: str | None) -> tuple[int, int, str, Callable[[], None]]:
+    """(this process, how many, its device, a barrier) under torchrun or accelerate launch, or alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, device or ("cuda" if torch.cuda.is_available() else "cpu"), lambda: None
+    from accelerate import PartialState
+
+    # some shares take hours longer than others
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
+    return state.process_index, state.num_processes, str(state.device), state.wait_for_everyone
+
+
+def _check_settings(file: Path, settings: dict, write: bool):
+    """Writes run.json, or raises DataError if another run's is there."""
+    if file.is_file():
+        before = read_json(file)
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise DataError(
+                    f"{file.parent} holds answers of another run ({name} {before.get(name)!r}, not {value!r}): "
+                    "name a new folder with --out, or delete that one."
+                )
+    elif write:
+        write_json(file, settings | {"made_with": environment()}, indent=1)
+
+
+def _lines(out: Path) -> Iterator[dict]:
+    """All lines that any process has written so far."""
+    for part in sorted((out / "parts").glob("*.jsonl")):
+        yield from read_log(part)
+
+
+def _answerer(model: VideoLLaVA, benchmark: Benchmark, seed: int, sampling: dict) -> Answerer:
+    config = model.config
+    if benchmark.centre_crop and config.aspect == "pad":
+        config = replace(config, aspect="square")
+    name = "llava_v1" if benchmark.llava_v1 and config.template == "v1" else None
+    return Answerer(model, name, config, seed, **sampling)
+
+
+def _answer_all(answerer, questions, benchmark: Benchmark, part: Path, batch_size: int, skip_broken: bool, progress):
+    """Appends a line for each question: its key and the answer, or with `skip_broken` why there is none."""
+    from tqdm.auto import tqdm
+
+    with open_log(part) as log, tqdm(total=len(questions), desc=benchmark.name, disable=not progress) as bar:
+        for first in range(0, len(questions), batch_size):
+            batch = questions[first : first + batch_size]
+            asked = [Asked(q.prompt, [q.media] if q.media else []) for q in batch]
+            try:
+                replies = answerer(asked)
+            except MediaError:
+                if not skip_broken:
+                    raise
+                replies = [_one(answerer, question) for question in asked]
+            for question, reply in zip(batch, replies, strict=True):
+                line = {"key": question.key}
+                line |= {"broken": str(reply)} if isinstance(reply, MediaError) else {"answer": reply}
+                log.write(json.dumps(line, ensure_ascii=False) + "\n")
+            bar.update(len(batch))
+
+
+def _one(answerer: Answerer, question: Asked) -> str | MediaError:
+    try:
+        return answerer([question])[0]
+    except MediaError as error:
+        return error
+
+
+def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings, limit, judge) -> dict:
+    """Merges the parts, checks them, writes predictions, submission and results."""
+    problems = Problems()
+    answers: dict[str, str] = {}
+    broken = {question.key: _file(question) for question in questions if _file(question) in missing}
+    for line in _lines(out):
+        if "broken" in line:
+            broken[line["key"]] = line["broken"]
+        elif line["key"] in answers:
+            problems.add(f"{out / 'parts'}: {line['key']} was answered twice, by two runs at once: delete one line")
+        else:
+            answers[line["key"]] = line["answer"]
+    questions = [question for question in questions if question.key in answers or question.key not in broken]
+    for question in questions:
+        if question.key not in answers:
+            problems.add(f"{out / 'parts'}: {question.key} has no answer: run the same command again")
+    problems.check()
+    answers = {question.key: answers[question.key] for question in questions}
+    left_out = [name for key, name in broken.items() if key not in answers]
+    with replacing(out / "predictions.jsonl") as file:
+        for question in questions:
+            answer = {benchmark.answer_field: answers[question.key], "model_id": Path(settings["checkpoint"]).name}
+            file.write(json.dumps(question.row | answer, ensure_ascii=False) + "\n")
+    results = settings | {"answered": len(answers), "left_out": sorted(left_out)}
+    if benchmark.submission is not None:
+        results["submission"] = _submit(benchmark, root, out, answers, questions)
+    truth = benchmark.truth(root)
+    if truth is None:
+        results["unscored"] = f"{benchmark.title}'s true answers are not under {root}: upload the submission."
+    elif benchmark.name in JUDGED and judge is None:
+        results["unscored"] = f"{benchmark.title} is scored by a judge: run again with --judge MODEL."
+    else:
+        asked = Problems(partial=limit is not None or bool(left_out))
+        results |= benchmark.score(truth, out / "predictions.jsonl", asked, judge)
+    write_json(out / "results.json", results, indent=1)
+    return results
+
+
+def _submit(benchmark: Benchmark, root: Path, out: Path, answers: dict[str, str], questions: list[Question]) -> str:
+    """Writes the file to upload and returns its name, or what is missing to write it."""
+    content = benchmark.submission(root, answers, questions)
+    if benchmark.name != "mmbench":
+        write_json(out / "submission.json", content)
+        return str(out / "submission.json")
+    try:
+        import openpyxl
+    except ImportError:
+        return "not written: its server wants a spreadsheet; pip install 'minivllava[eval]', then run this again"
+    book = openpyxl.Workbook()
+    book.active.append(list(content[0]))
+    for row in content:
+        book.active.append(list(row.values()))
+    book.save(out / "submission.xlsx")
+    return str(out / "submission.xlsx")

@@ -1,0 +1,189 @@
+"""A language model as judge, behind any OpenAI-compatible endpoint: /chat/completions is all that is used.
+
+Verdicts are appended to a JSON-lines file as they come. Its first line records the judge's model name, endpoint and
+whole protocol (prompts, temperature); each further line an id, the verdict, the reply as it was, and a hash of the
+messages that asked for it. The same call again asks only for what is missing, whose prediction has changed, or
+whose reply could not be read. Such replies are asked for again, and never counted as a 0.
+"""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from minivllava.errors import JudgeError
+from minivllava.evaluation.predictions import open_log, read_log
+
+OPENAI = "https://api.openai.com/v1"
+PATIENCE = (1, 3, 9, 27)  # seconds before each new try where the endpoint is busy or silent
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Which model judges, where, and where its verdicts are kept.
+
+    The key is read from $OPENAI_API_KEY and never written anywhere; local endpoints need none.
+    """
+
+    model: str
+    file: Path
+    url: str = ""
+    workers: int = 8
+    tries: int = 3  # per question, for replies that cannot be read
+    timeout: float = 60.0  # seconds
+    progress: bool = True
+
+    @property
+    def endpoint(self) -> str:
+        """`url`, else $OPENAI_BASE_URL, else OpenAI's own."""
+        return (self.url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a benchmark asks its judge, and how a reply is read.
+
+    `user` holds {names} that the fields of each case fill. `parse(reply)` returns the verdict as JSON types and raises
+    ValueError for a reply that is none. temperature None: the endpoint's own, as where a protocol names none.
+    """
+
+    name: str
+    system: str | None
+    user: str
+    parse: Callable[[str], object]
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+    def messages(self, fields: dict[str, str]) -> list[dict]:
+        """The chat that asks about one case. Fields are put in as they are, whatever braces they hold."""
+        text = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], self.user)
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": text}]
+
+
+class Case(NamedTuple):
+    """One answer to be judged: its id, and what fills the protocol's {fields}."""
+
+    id: str
+    fields: dict[str, str]
+
+
+def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge) -> tuple[dict[str, object], list[str]]:
+    """(verdicts by id, problems): what the judge said of every case.
+
+    A case whose reply could not be read `judge.tries` times has no verdict but a problem that quotes the reply.
+    Raises JudgeError when the file holds another judge's or protocol's verdicts, or the endpoint fails; verdicts
+    so far are kept, and the same call goes on from there.
+    """
+    from tqdm.auto import tqdm
+
+    if not judge.endpoint.startswith(("http://", "https://")):
+        raise JudgeError(f"{judge.endpoint} is no address: --judge-url begins with http:// or https://.")
+    cases = list(cases)
+    header = {
+        "judge": judge.model, "endpoint": judge.endpoint, "protocol": protocol.name, "system": protocol.system,
+        "user": protocol.user, "temperature": protocol.temperature, "max_tokens": protocol.max_tokens,
+    }  # fmt: skip
+    wanted = {case.id: _hash(protocol.messages(case.fields)) for case in cases}
+    known = _known(judge.file, header)
+    done = {i: row for i, row in known.items() if wanted.get(i) == row["messages"] and "verdict" in row}
+    todo = [case for case in cases if case.id not in done]
+    problems = []
+    with open_log(judge.file) as log, ThreadPoolExecutor(judge.workers) as pool:
+        if not judge.file.stat().st_size:
+            log.write(json.dumps(header, ensure_ascii=False) + "\n")
+        waiting = [pool.submit(_ask, case, protocol, judge) for case in todo]
+        try:
+            answered = as_completed(waiting)
+            for future in tqdm(answered, "judge", len(todo), disable=not judge.progress, leave=False):
+                row = future.result()
+                log.write(json.dumps(row, ensure_ascii=False) + "\n")
+                if "verdict" in row:
+                    done[row["id"]] = row
+                else:
+                    problems.append(f"{row['id']}: {judge.model} replied {row['reply'][:80]!r}: {row['malformed']}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {case.id: done[case.id]["verdict"] for case in cases if case.id in done}, problems
+
+
+def _hash(messages: list[dict]) -> str:
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
+
+
+def _known(file: Path, header: dict) -> dict[str, dict]:
+    """The last line of each id in a file of verdicts, whose header must be this one."""
+    rows = read_log(file)
+    if not rows:
+        return {}
+    # the same model may well have moved to another endpoint
+    differing = [name for name in header if name != "endpoint" and rows[0].get(name) != header[name]]
+    if differing:
+        name = differing[0]
+        old, new = (str(card.get(name))[:60] for card in (rows[0], header))
+        raise JudgeError(
+            f"{file} holds verdicts by another {name} ({old!r}, not {new!r}): name another file with --verdicts."
+        )
+    return {row["id"]: row for row in rows[1:]}
+
+
+def _ask(case: Case, protocol: Protocol, judge: Judge) -> dict:
+    """The line for one case: its verdict, or after `judge.tries` replies the last one and what is wrong with it."""
+    messages = protocol.messages(case.fields)
+    row = {"id": case.id, "messages": _hash(messages)}
+    for attempt in range(judge.tries):
+        # as MM-Vet's script does: at temperature 0 the same reply would come again
+        temperature = None if protocol.temperature is None else min(protocol.temperature + attempt / 2, 2.0)
+        reply, model = _complete(messages, temperature, protocol.max_tokens, judge)
+        row |= {"reply": reply, "model": model}
+        try:
+            return row | {"verdict": protocol.parse(reply)}
+        except (ValueError, SyntaxError, TypeError, KeyError, IndexError, MemoryError, RecursionError) as error:
+            row["malformed"] = f"no verdict after {attempt + 1} tries ({error})"
+    return row
+
+
+def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str]:
+    """(reply, the model's full name as the endpoint gives it)."""
+    import urllib.error  # here, since it takes as long to import as scoring a file does
+    import urllib.request
+
+    body = {"model": judge.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
+    data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(f"{judge.endpoint}/chat/completions", data, headers)
+    for pause in (*PATIENCE, None):
+        try:
+            with urllib.request.urlopen(request, timeout=judge.timeout) as response:
+                answer = json.load(response)
+            return answer["choices"][0]["message"]["content"] or "", answer.get("model", judge.model)
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP {error.code} {error.reason}"
+            if error.code not in (408, 409, 429) and error.code < 500:
+                detail = error.read(300).decode(errors="replace")
+                raise JudgeError(
+                    f"{judge.endpoint} refuses ({reason}: {detail}): check --judge, --judge-url and $OPENAI_API_KEY."
+                ) from error
+        except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise JudgeError(
+                f"{judge.endpoint} does not reply as /chat/completions should ({error!r}): check --judge-url."
+            ) from error
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ConnectionRefusedError | socket.gaierror):
+                raise JudgeError(f"{judge.endpoint} cannot be reached ({reason}): check --judge-url.") from error
+        if pause is not None:
+            time.sleep(pause)
+    raise JudgeError(
+        f"{judge.endpoint} does not answer ({reason}): verdicts so far are kept; run the same command again."
+    )

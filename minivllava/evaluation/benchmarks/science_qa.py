@@ -1,0 +1,131 @@
+"""ScienceQA: multiple choice, with and without a picture; the paper reports those with one (SQA-I in Table 3).
+
+    ROOT/llava_test_CQM-A.json     [{"id", "image" (only some), "conversations": [question, "The answer is A."]}]
+    ROOT/images/test/ID/image.png
+    ROOT/problems.json, ROOT/pid_splits.json      the official questions: {"choices", "answer", "image"}; splits
+
+Answers: JSON lines {"question_id", "text"}. The letter of a reply, in this order (line breaks count as ". "):
+the reply is a letter A to E, save for spaces around it; it begins with a letter and ". "; the first "The answer is
+X." in it; the first "The answer is X". No letter, or one that is no choice, is wrong: so is "A." by itself.
+Source: github haotian-liu/LLaVA, llava/eval/{model_vqa_science,eval_science_qa}.py.
+"""
+
+import re
+from pathlib import Path
+
+from minivllava.evaluation.metrics import percent, wilson
+from minivllava.evaluation.predictions import (
+    Problems,
+    Question,
+    Row,
+    by_id,
+    find,
+    join,
+    need,
+    read_json,
+    read_rows,
+    text_of,
+)
+
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTERS = "ABCDE"
+
+
+def questions(root: Path, pictures_only: bool = False) -> list[Question]:
+    """LLaVA's question file; `pictures_only` leaves out what is asked without a picture."""
+    problems = Problems()
+    file = need(root, "llava_test_CQM-A.json", "llava_test_*.json")
+    folder = need(root, "images/test", "test", "images")
+    found = []
+    for name, row in by_id(read_rows(file, problems), problems).items():
+        turns = row.values.get("conversations")
+        asked = turns[0].get("value") if isinstance(turns, list) and turns and isinstance(turns[0], dict) else None
+        if not isinstance(asked, str):
+            problems.add(f"{row.where}: 'conversations' must begin with a question {{'from', 'value'}}")
+            continue
+        prompt = asked.replace("<image>", "").strip() + LETTER
+        image = row.values.get("image")
+        if image or not pictures_only:
+            media = ("image", folder / image) if image else None
+            shown = f"<image>\n{prompt}" if image else prompt
+            found.append(Question(name, prompt, media, {"question_id": name, "prompt": shown}))
+    problems.check()
+    return found
+
+
+def truth_file(root: Path) -> Path | None:
+    """The official problems, or LLaVA's questions, which hold the answers too."""
+    return find(root, "problems.json", "llava_test_CQM-A.json", "llava_test_*.json")
+
+
+def letter(reply: str) -> str | None:
+    """The option a reply chooses, by the rules above; None if it names none."""
+    reply = reply.replace("\n", ". ")
+    if len(reply.strip()) == 1 and reply.strip() in LETTERS:
+        return reply.strip()
+    if reply[:1] and reply[0] in LETTERS and reply[1:3] == ". ":
+        return reply[0]
+    match = re.search(r"The answer is ([A-E])\.", reply) or re.search(r"The answer is ([A-E])", reply)
+    return match[1] if match else None
+
+
+def score(
+    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None,
+    pictures_only: bool = False,
+) -> dict:  # fmt: skip
+    """Accuracy over all questions and over those with a picture ("IMG"); how many replies name no letter.
+
+    questions_file: problems.json (its test split, by pid_splits.json beside it, where that is there) or LLaVA's
+    questions. pictures_only: answers to the other questions are not needed, and not scored.
+    """
+    truths = _truths(truth or questions_file, problems)
+    wanted = {name: row for name, row in truths.items() if row.values["picture"] or not pictures_only}
+    answers = by_id(read_rows(answers_file, problems), problems)
+    rest = {name for name in answers if name in truths and name not in wanted}
+    joined = join(wanted, {n: row for n, row in answers.items() if n not in rest}, problems, answers_file)
+    said = {name: letter(text_of(row, problems) or "") if row else None for name, row in joined.items()}
+    problems.check()
+    hits = {name: said[name] == wanted[name].values["letter"] for name in joined}
+    pictured = [hit for name, hit in hits.items() if wanted[name].values["picture"]]
+    everything = list(hits.values())
+    kinds = {"IMG accuracy": pictured} if pictures_only else {"accuracy": everything, "IMG accuracy": pictured}
+    return {
+        "n": len(hits),
+        "metrics": {kind: percent(sum(of), len(of)) for kind, of in kinds.items()},
+        "intervals": {kind: wilson(sum(of), len(of)) for kind, of in kinds.items()},
+        "groups": {},
+        "notes": [f"{sum(choice is None for choice in said.values()):,} replies name no letter and count as wrong."]
+        + ([f"{len(rest):,} answers are to questions without a picture and are not scored."] if rest else []),
+    }
+
+
+def _truths(file: Path, problems: Problems) -> dict[str, Row]:
+    """Rows of "letter" and "picture" (bool) by problem id."""
+    rows = by_id(read_rows(file, problems, keyed="id"), problems)
+    if all("choices" in row.values for row in rows.values()):
+        if (splits := find(file.parent, "pid_splits.json")) is not None:
+            test = set(map(str, read_json(splits)["test"]))
+            rows = {name: row for name, row in rows.items() if name in test}
+        read = _official
+    else:
+        read = _llava
+    truths = {}
+    for name, row in rows.items():
+        answer = read(row)
+        if answer is None:
+            problems.add(f"{row.where}: no true answer: 'choices' and 'answer', or LLaVA's 'The answer is X.'")
+        else:
+            truths[name] = Row({"letter": answer, "picture": bool(row.values.get("image"))}, row.where)
+    return truths
+
+
+def _official(row: Row) -> str | None:
+    choices, answer = row.values.get("choices"), row.values.get("answer")
+    fits = isinstance(choices, list) and isinstance(answer, int) and 0 <= answer < min(len(choices), len(LETTERS))
+    return LETTERS[answer] if fits else None
+
+
+def _llava(row: Row) -> str | None:
+    turns = row.values.get("conversations")
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    return letter(str(last["value"])) if isinstance(last, dict) and "value" in last else None

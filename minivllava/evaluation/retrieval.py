@@ -1,0 +1,149 @@
+"""The joint space without training for a task: each picture or clip finds its caption, or the name of its class.
+
+Zero-shot retrieval and classification as LanguageBind measures them (arXiv 2310.01852, section 4), and how the
+clouds of embeddings lie.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivllava.data.media import read_image, read_video
+from minivllava.data.preprocess import preprocess_image, preprocess_video
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import ConfigError, DataError
+from minivllava.models.languagebind import LanguageBind
+
+TEMPLATES = {"image": ("a photo of a {}.",), "video": ("a video of {}.",), "depth": ("a depth map of a {}.",)}
+
+
+def recall_at(similarity: Tensor, ks: Sequence[int] = (1, 5, 10), correct: Tensor | None = None) -> list[float]:
+    """Share of rows that have one of their own columns among the k most similar, for each k.
+
+    similarity: (rows, columns). correct: bool (rows, columns), which columns are a row's own; by default the
+    diagonal. A row with several own columns (a clip with several captions) goes by the best of them. Of columns
+    that are equally similar the own one comes last, so an encoder that makes everything the same finds nothing.
+    Raises DataError for a row without a column of its own.
+    """
+    if correct is None:
+        correct = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
+    if not correct.any(1).all():
+        raise DataError(f"Row {int(correct.any(1).int().argmin())} of the similarities has no column of its own.")
+    best = similarity.masked_fill(~correct, -torch.inf).amax(1, keepdim=True)
+    before = ((similarity >= best) & ~correct).sum(1)  # others in front of the best own one, or beside it
+    return [float((before < k).float().mean()) for k in ks]
+
+
+def retrieval(visuals: Tensor, texts: Tensor, owners: Sequence[int], ks: Sequence[int] = (1, 5, 10)) -> dict:
+    """Recall@k both ways, in per cent: {"text to visual": {"R@1": ...}, "visual to text": {...}}.
+
+    visuals: unit vectors (v, e). texts: unit vectors (n, e) of captions; owners: which visual each describes, so a
+    visual may have several captions, and is found through the best of them.
+    """
+    similarity = texts @ visuals.T
+    correct = torch.as_tensor(owners, device=texts.device)[:, None] == torch.arange(len(visuals), device=texts.device)
+    ways = {"text to visual": (similarity, correct), "visual to text": (similarity.T, correct.T)}
+    return {
+        way: {f"R@{k}": 100 * share for k, share in zip(ks, recall_at(of, ks, own), strict=True)}
+        for way, (of, own) in ways.items()
+    }
+
+
+@torch.inference_mode()
+def embed_files(
+    model: LanguageBind, modality: str, files: Sequence[str | Path], batch_size: int = 64, progress: bool = True
+) -> Tensor:
+    """Unit vectors of pictures or clips of one modality: (files, e), float32, on the CPU.
+
+    Raises ConfigError for a modality that the model has no encoder for, MediaError for a file that cannot be read.
+    """
+    from tqdm.auto import tqdm
+
+    if modality not in model.config.encoders:
+        raise ConfigError(f"There is no {modality} encoder; these are bound: {', '.join(model.config.encoders)}.")
+    encoder = model.config.encoders[modality]
+    weight = model.projections[modality].weight
+    found = []
+    with tqdm(total=len(files), desc=f"embed {modality}", disable=not progress, leave=False) as bar:
+        for first in range(0, len(files), batch_size):
+            batch = [_pixels(file, encoder) for file in files[first : first + batch_size]]
+            found.append(model.embed(modality, torch.stack(batch).to(weight)).float().cpu())
+            bar.update(len(batch))
+    return torch.cat(found)
+
+
+def _pixels(file: str | Path, encoder) -> Tensor:
+    if encoder.temporal:
+        return preprocess_video(read_video(file, encoder.frames), encoder.image_size, encoder.mean, encoder.std)
+    return preprocess_image(read_image(file), encoder.image_size, "square", encoder.mean, encoder.std)
+
+
+@torch.inference_mode()
+def embed_texts(model: LanguageBind, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    """Unit vectors of texts: (texts, e), float32, on the CPU. Texts too long for the encoder are cut, as in CLIP."""
+    device = model.text_projection.weight.device
+    found = []
+    for first in range(0, len(texts), batch_size):
+        ids = tokenizer.pad_texts(list(texts[first : first + batch_size]), model.config.text.context)
+        found.append(model.embed_text(ids.to(device)).float().cpu())
+    return torch.cat(found)
+
+
+def embed_classes(
+    model: LanguageBind, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """Unit vectors of classes (n, e): the mean of a name's embeddings in all templates ("a photo of a {}.").
+
+    Prompt ensembling in embedding space: CLIP, arXiv 2103.00020, section 3.1.4. Raises ConfigError for a template
+    without {}.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigError(f"The template {template!r} has no {{}} where the name of a class goes.")
+    prompts = [template.replace("{}", name) for name in classes for template in templates]
+    vectors = embed_texts(model, tokenizer, prompts)
+    return F.normalize(vectors.unflatten(0, (len(classes), len(templates))).mean(1), dim=-1)
+
+
+def zero_shot_classify(
+    model: LanguageBind,
+    tokenizer: Tokenizer,
+    modality: str,
+    files: Sequence[str | Path],
+    classes: Sequence[str],
+    templates: Sequence[str] = (),
+) -> list[str]:
+    """The class whose prompts lie nearest to each file. templates: by default one simple one for the modality."""
+    vectors = embed_classes(model, tokenizer, classes, templates or TEMPLATES.get(modality, ("{}",)))
+    nearest = (embed_files(model, modality, files, progress=False) @ vectors.T).argmax(1)
+    return [classes[i] for i in nearest.tolist()]
+
+
+def class_accuracy(visuals: Tensor, classes: Tensor, labels: Sequence[int], ks: Sequence[int] = (1, 5)) -> dict:
+    """Top-k accuracy in per cent: {"top 1": ...} of unit vectors (v, e) among classes (n, e); ties are misses."""
+    correct = F.one_hot(torch.as_tensor(labels), len(classes)).bool()
+    ks = [k for k in ks if k < len(classes)]
+    shares = recall_at(visuals @ classes.T, ks, correct)
+    return {f"top {k}": 100 * share for k, share in zip(ks, shares, strict=True)}
+
+
+def modality_gap(first: Tensor, second: Tensor) -> float:
+    """Distance between the centres of two clouds of unit vectors (b, e): 0 to 2.
+
+    Source: Liang et al., Mind the Gap, arXiv 2203.02053.
+    """
+    return float((first.mean(0) - second.mean(0)).norm())
+
+
+def principal_plane(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The plane in which vectors (b, e) vary most: (centre (e,), axes (e, 2)); a point is (x - centre) @ axes.
+
+    Each axis points to where its largest entry is positive, so the map does not turn over between machines.
+    """
+    centre = vectors.mean(0)
+    axes = torch.linalg.svd(vectors - centre, full_matrices=False).Vh[:2].T
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return centre, axes * largest.sign()
