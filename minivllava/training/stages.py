@@ -6,54 +6,88 @@ Both mix pictures and clips in every batch: that is the paper's joint training.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media, weights_fingerprint
-from minivllava.data.dataset import Conversations, load_pixels, unique_files
+from minivllava.data.dataset import Conversations, collate, load_pixels, unique_files
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.language import conversation_task, only
 from minivllava.training.loop import train
+from minivllava.training.lora import lora
 
 
 def stage1(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options) -> list[dict]:
     """Trains the projector on captions, with the template `config.stage1_template`. Returns the log."""
     only(model, model.projector)
-    return _train(model, records, config, folder, "stage 1", model.config.stage1_template, **options)
+    aspect = model.config.stage1_aspect
+    return _train(model, records, config, folder, "stage 1", model.config.stage1_template, aspect=aspect, **options)
 
 
 def stage2(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options) -> list[dict]:
-    """Trains projector and language model on conversations. Returns the log."""
-    only(model, model.projector, model.language_model)
-    return _train(model, records, config, folder, "stage 2", model.config.template, **options)
+    """Trains projector and language model on conversations; with `config.lora_rank`, adapters of the language
+    model, merged at the end. Returns the log."""
+    if not config.lora_rank:
+        only(model, model.projector, model.language_model)
+        return _train(model, records, config, folder, "stage 2", model.config.template, **options)
+    model.requires_grad_(False)
+    with lora(model.language_model, config):
+        model.projector.requires_grad_(True)
+        return _train(model, records, config, folder, "stage 2", model.config.template, **options)
 
 
-def _train(model, records, config, folder, label, template, cached: bool = True, **options) -> list[dict]:
-    load = visual_loader(model, records, cached, options.get("progress", True))
-    dataset = Conversations(records, model.tokenizer, model.config, load, template_name=template)
-    return train(model, conversation_task(dataset, config), config, folder, label=label, **options)
+def _train(
+    model, records, config, folder, label, template, cached=True, load=None, aspect=None, cut=0, **options
+) -> list[dict]:
+    pixels = load is None and not cached
+    load = load or visual_loader(model, records, cached, options.get("progress", True), aspect)
+    dataset = Conversations(records, model.tokenizer, model.config, load, template_name=template, cut=cut)
+    task = conversation_task(dataset, config)
+    if not pixels:
+        return train(model, task, config, folder, label=label, **options)
+    with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
+
+        def decoded(indices):
+            return collate(list(threads.map(dataset.__getitem__, indices)))
+
+        task = replace(task, ahead=True, collate=decoded)
+        return train(model, task, config, folder, label=label, **options)
 
 
 def visual_loader(
-    model: VideoLLaVA, records, cached: bool = True, progress: bool = True
+    model: VideoLLaVA, records, cached: bool = True, progress: bool = True, aspect: str | None = None
 ) -> Callable[[str, str], Tensor]:
-    """load(path, kind) for `Conversations`: features of the frozen encoders from the cache, or pixels."""
-    config = model.config
+    """load(path, kind) for `Conversations`: features of the frozen encoders from the cache, or pixels.
+
+    aspect: of pictures, where it is not the config's. Made once for the records of several runs and given to the
+    stages as `load`, it spares each a cache of its own.
+    """
+    config = replace(model.config, aspect=aspect or model.config.aspect)
     if not cached:
         return lambda path, kind: load_pixels(path, kind, config, config.video.frames)
-    encoders = {"image": model.image_encoder, "video": model.video_encoder}
     caches = {
         kind: cache_media(
             unique_files(records, kind),
             kind,
             config,
             encode=lambda pixels: model.features(pixels.to(model.device)),
-            fingerprint=f"{weights_fingerprint(encoder)} {config.select_layer} {config.keep_cls_image} "
-            f"{config.keep_cls_video}",
+            fingerprint=features_fingerprint(model, kind),
             progress=progress,
         )
-        for kind, encoder in encoders.items()
+        for kind in ("image", "video")
     }
     return lambda path, kind: caches[kind][path]
+
+
+def features_fingerprint(model: VideoLLaVA, kind: str) -> str:
+    """What the features of pictures ("image") or clips ("video") follow from, but for the files."""
+    config = model.config
+    encoder = {"image": model.image_encoder, "video": model.video_encoder}[kind]
+    words = [weights_fingerprint(encoder), config.select_layer, config.keep_cls_image, config.keep_cls_video]
+    words += ["masked", encoder.config.masked] if encoder.config.masked else []
+    words += ["pooled"] if config.projector == "pooling" and kind == "video" else []
+    return " ".join(str(word) for word in words)

@@ -1,0 +1,111 @@
+"""A study in one figure: every seed of every arm, and the paper's direction beside ours."""
+
+import numpy as np
+
+from minivllava.ablations.results import difference
+from minivllava.ablations.study import METRICS
+from minivllava.figures.evaluation import BASELINES, LABELS
+from minivllava.figures.style import Inks, clean, name_axes, new_figure, wrapped
+
+SIGNS = {"agrees": "✓ agrees", "disagrees": "✗ disagrees", "undecided": "? undecided", "not asked": ""}
+ROW = 0.42  # inches
+
+
+def study_figure(results: dict, width: float = 9.0, dark: bool = False):
+    """Above: scores of each arm, one panel a metric. Below: differences that claims are about, with the paper's.
+
+    results: what `summarise` makes, or its JSON. Dots are seeds. Returns a matplotlib Figure.
+    """
+    arms, metrics, claims = results["arms"], results["metrics"], results["claims"]
+    columns = min(len(metrics), 3 if width > 6 else 1)
+    lines = -(-len(metrics) // columns)
+    above, below = lines * (0.75 + ROW * len(arms)) + 0.6, 0.8 + 1.35 * ROW * len(claims) if claims else 0
+    ink, figure = new_figure(width, above + below, dark)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(above, below)) if claims else (figure, None)
+    panels = top.subplots(lines, columns, squeeze=False)
+    for number, axes in enumerate(panels.flat):
+        if number < len(metrics):
+            _draw_scores(axes, ink, arms, metrics[number], results["reference"], number % columns == 0)
+        else:
+            axes.set_axis_off()
+    _legend(top, ink, results)
+    if claims:
+        _draw_claims(bottom.subplots(), ink, claims, {arm["name"]: arm["label"] for arm in arms}, width)
+    return figure
+
+
+def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, reference: str, named: bool):
+    clean(axes, ink, grid="x")
+    for y, arm in enumerate(arms):
+        summary = arm["metrics"][metric]
+        if summary is None:
+            continue
+        _draw_spread(axes, ink, y, summary)
+        for view, scores in arm["baselines"].items():
+            if scores[metric] is not None:
+                axes.plot(scores[metric]["mean"], y, **_marker(view, ink), zorder=2)
+    axes.set_yticks(range(len(arms)), [_lines(arm["label"], 2.3) for arm in arms] if named else [])
+    for label, arm in zip(axes.get_yticklabels(), arms, strict=False):
+        label.set_fontweight("bold" if arm["name"] == reference else "normal")
+    axes.tick_params(axis="y", labelsize=9.5, labelcolor=ink.text)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    name_axes(axes, ink, METRICS[metric], "per cent")
+
+
+def _draw_spread(axes, ink: Inks, y: float, summary: dict):
+    """Dots for seeds, a bar for the mean, a line for its interval."""
+    values = list(summary["values" if "values" in summary else "differences"].values())
+    apart = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
+    axes.plot(values, y + np.array(apart), "o", color=ink.model_soft, markersize=5, zorder=3)
+    if summary["interval"]:
+        axes.plot(summary["interval"], (y, y), color=ink.model, linewidth=2.2, zorder=4, solid_capstyle="butt")
+    axes.plot(summary["mean"], y, "|", color=ink.model, markersize=13, markeredgewidth=2.6, zorder=5)
+
+
+def _draw_claims(axes, ink: Inks, claims: list[dict], labels: dict[str, str], width: float):
+    clean(axes, ink, grid="x")
+    axes.axvline(0, color=ink.muted, linewidth=1.2)
+    for y, claim in enumerate(claims):
+        if claim["mean"] is not None:
+            _draw_spread(axes, ink, y, claim)
+        if claim["direction"] == "=":
+            axes.fill_betweenx((y - 0.4, y + 0.4), -claim["within"], claim["within"], color=ink.grid, zorder=1)
+        if claim["points"] is not None:
+            axes.plot(claim["points"], y, "*", color=ink.page, markeredgecolor=ink.text, markersize=13,
+                      markeredgewidth=1.4, zorder=6)  # fmt: skip
+        colour = {"agrees": ink.right, "disagrees": ink.wrong}.get(claim["verdict"], ink.muted)
+        said, right = f"{SIGNS[claim['verdict']]}\n{difference(claim)}", ("axes fraction", "data")
+        axes.annotate(said, (1, y), (6, 0), xycoords=right, textcoords="offset points", va="center", fontsize=9,
+                      color=colour, annotation_clip=False)  # fmt: skip
+    sides = [f"{labels[c['better']]} − {labels[c['than']]}, {METRICS[c['metric']]}" for c in claims]
+    axes.set_yticks(range(len(claims)), [_lines(side, 0.36 * width) for side in sides])
+    axes.tick_params(axis="y", labelsize=9, labelcolor=ink.text)
+    axes.set_ylim(len(claims) - 0.5, -0.5)
+    name_axes(axes, ink, "Differences on the same seed", "points; ☆ the paper's; shaded: counts as equal")
+
+
+def _legend(figure, ink: Inks, results: dict):
+    from matplotlib.lines import Line2D
+
+    views = {view for arm in results["arms"] for view, scores in arm["baselines"].items() if any(scores.values())}
+    handles = [
+        Line2D([], [], color=ink.model_soft, marker="o", linestyle="none", markersize=5),
+        Line2D([], [], color=ink.model, linewidth=2.2),
+        *(Line2D([], [], **_marker(view, ink)) for view in BASELINES if view in views),
+    ]
+    labels = ["one seed", "mean, 95 % interval", *(LABELS[view] for view in BASELINES if view in views)]
+    figure.legend(handles, labels, loc="outside upper left", ncols=3 if figure.bbox.width > 600 else 2, frameon=False,
+                  fontsize=9, labelcolor=ink.text, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
+
+
+def _marker(view: str, ink: Inks) -> dict:
+    """The marker that figures of accuracies use for a baseline."""
+    shape, colour, filled = BASELINES[view]
+    colour = colour or ink.text
+    look = {"marker": shape, "linestyle": "none", "markeredgecolor": colour, "markersize": 7, "markeredgewidth": 1.5}
+    return look | {"color": colour if filled else ink.page}
+
+
+def _lines(text: str, width: float) -> str:
+    """A label on at most three lines of `width` inches."""
+    return "\n".join(wrapped(text, width, 9)[:3])

@@ -1,0 +1,236 @@
+"""What a study will cost, before it runs: steps, and rough minutes and memory of every cell.
+
+Minutes come from counted floating-point operations and the rate at which this machine does them in a training step
+of the preset's own language model, timed for a second; where cells of an arm are finished, from what they took.
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from minivllava.ablations.cell import tuning_steps
+from minivllava.ablations.parts import Parts, part_key
+from minivllava.ablations.records import mixture_share, scaled_steps
+from minivllava.ablations.runner import grid, read_cell
+from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
+from minivllava.ablations.study import load_study, study_names
+from minivllava.config import LanguageConfig, VisionConfig
+from minivllava.models.language import LanguageModel
+
+CAPTION, CONVERSATION, QUESTION = 25, 110, 20  # tokens of words in a record of stage 1, of stage 2, of a test
+ANSWERING = 1.5  # a question costs so many times its prompt's operations: each answer's tokens come one by one
+TRAINING = 1.3  # a step costs so many times the language model's operations: padding, projector, optimiser
+SECONDS_A_FILE = 0.004  # to decode
+BASE_GIB = 0.7  # Python, torch, records
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """What one arm will take. `minutes` and `gib` are of one cell."""
+
+    arm: str
+    label: str
+    steps: tuple[int, ...]  # of stage 1, of stage 2, or of tuning on depth
+    cells: int
+    finished: int
+    minutes: float
+    gib: float
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study will take. `parts`: minutes of each part that its arms start from and that is to be trained."""
+
+    name: str
+    title: str
+    arms: tuple[ArmPlan, ...]
+    parts: dict[str, float]
+
+    @property
+    def minutes(self) -> float:
+        """Of all that is left to do, by one process."""
+        return sum(self.parts.values()) + sum(arm.minutes * (arm.cells - arm.finished) for arm in self.arms)
+
+    @property
+    def gib(self) -> float:
+        """Of one process."""
+        return max(arm.gib for arm in self.arms)
+
+
+def plan_study(
+    study, settings: Settings, seeds: int, parts: Parts, rate: float, known: dict[str, dict], counted: set[str]
+) -> StudyPlan:
+    """A plan. rate: operations a second, as `measured_rate` gives. known: finished cells beside those in the store.
+
+    counted: cells and parts of studies planned before, which are not counted again; this one's are added.
+    """
+    labels = {arm.name: arm.label or arm.name for arm in study.arms}
+    plans, missing = [], {}
+    for arm, its in study.settings(settings).items():
+        keys = {cell.key for cell in grid({arm: its}, seeds, parts.fingerprint)} - counted
+        counted |= keys
+        done = [cell for key in keys if (cell := known.get(key) or read_cell(parts.store, key)) is not None]
+        minutes = sum(c["seconds"] for c in done) / len(done) / 60 if done else cell_operations(its) / rate / 60
+        memory = max(c["peak_gib"] for c in done) if done else cell_memory(its)
+        plans.append(ArmPlan(arm, labels[arm], cell_steps(its), len(keys), len(done), minutes, memory))
+        if len(done) < len(keys):
+            costs = {name: work / rate / 60 for name, work in needed_parts(its, parts, seeds).items()}
+            costs |= {} if done else {f"features-{_features_key(its)}": _features_minutes(its, rate)}
+            missing |= {name: cost for name, cost in costs.items() if name not in counted}
+            counted.update(costs)
+    return StudyPlan(study.name, study.title, tuple(plans), missing)
+
+
+def grid_costs(preset: str, parts: Parts, seeds: int = 5) -> dict[str, float]:
+    """For `minivllava bench`: minutes of one cell, and of all studies by one process, by name.
+
+    Measured where cells are finished in the store, else estimated; the names say which.
+    """
+    settings = base_settings(preset)
+    rate = measured_rate(settings.model.language, parts.device)
+    counted: set[str] = set()
+    plans = [plan_study(load_study(name), settings, seeds, parts, rate, {}, counted) for name in study_names()]
+    cell = read_cell(parts.store, cell_key(replace(settings, baselines=True), 0, parts.fingerprint))
+    minutes = cell["seconds"] / 60 if cell else cell_operations(settings) / rate / 60
+    every = sum(arm.minutes * arm.cells for plan in plans for arm in plan.arms)
+    before = sum(sum(plan.parts.values()) for plan in plans)
+    how = "measured" if cell else "estimated"
+    finished, cells = (sum(getattr(arm, n) for plan in plans for arm in plan.arms) for n in ("finished", "cells"))
+    return {
+        f"ablations, {preset}: minutes of one cell, {how}": round(minutes, 2),
+        f"ablations, {preset}: minutes of all {cells} cells of {seeds} seeds, one process, {finished} measured": round(
+            every + before, 1
+        ),
+    }
+
+
+def cell_steps(settings: Settings) -> tuple[int, ...]:
+    """Steps of stage 1 and stage 2, of those that are not left out; in a depth cell those of its tuning."""
+    if settings.depth:
+        return (tuning_steps(settings),) if settings.depth_tuning else ()
+    stages = ((settings.stage1, settings.data1), (settings.stage2, settings.data2))
+    return tuple(scaled_steps(recipe, data, settings.world) for recipe, data in stages if data.budget)
+
+
+def measured_rate(language: LanguageConfig, device: torch.device) -> float:
+    """Operations a second in training steps of a language model, 16 rows of 160 tokens."""
+    rows, length = 16, 160
+    model = LanguageModel(language).to(device)
+    embeddings = torch.zeros(rows, length, language.width, device=device)
+    times = []
+    for _ in range(3):
+        began, worked = time.perf_counter(), time.process_time()
+        model(embeddings).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        wall, work = time.perf_counter() - began, time.process_time() - worked
+        # of a busy machine, what it would do with nothing else to do
+        times.append(min(wall, work / torch.get_num_threads()) if device.type == "cpu" else wall)
+    return rows * length * _per_token(language, length, 6) / min(times)
+
+
+def cell_operations(settings: Settings) -> float:
+    """Floating-point operations of training and scoring one cell, from cached features."""
+    language, world = settings.model.language, settings.world
+    if settings.depth:
+        asked = world.test * world.questions
+        tuned = tuning_steps(settings) * settings.stage2.batch_size if settings.depth_tuning else 0
+        length = settings.model.visual_tokens("image") + CONVERSATION
+        return TRAINING * tuned * length * _per_token(language, length, 6) + asked * _answer(settings, "image")
+    operations = 0.0
+    for recipe, data, words, factor in (
+        (settings.stage1, settings.data1, CAPTION, 4),  # the frozen language model has no gradient of its own
+        (settings.stage2, settings.data2, CONVERSATION, 6),
+    ):
+        if data.budget:
+            samples = scaled_steps(recipe, data, world) * recipe.batch_size
+            clips = data.clips * world.clips / (mixture_share(data, world) * (world.images + world.clips))
+            for kind, part in (("image", 1 - clips), ("video", clips)):
+                length = settings.model.visual_tokens(kind, settings.model.video.frames) + words
+                operations += TRAINING * samples * part * length * _per_token(language, length, factor)
+    asked = world.test * world.questions
+    operations += (asked + 3 * world.test) * _answer(settings, "image") + asked * _answer(settings, "video")
+    if settings.baselines:
+        operations += 2 * asked * _answer(settings, "video") + 2 * (asked + world.test) * _answer(settings, "blind")
+    return operations
+
+
+def cell_memory(settings: Settings) -> float:
+    """GiB of one process: weights, AdamW's moments, and what a step keeps for its gradients."""
+    language, batch = settings.model.language, settings.stage2.batch_size // settings.stage2.accumulation
+    length = settings.model.visual_tokens("video", settings.model.video.frames) + CONVERSATION
+    weights = 16 * (_layers(language) + 2 * language.vocab_size * language.width)
+    kept = 4 * batch * length * language.layers * (14 * language.width + 4 * language.mlp_width)
+    return BASE_GIB + (weights + kept) / 2**30
+
+
+def needed_parts(settings: Settings, parts: Parts, seeds: int) -> dict[str, float]:
+    """Operations of the parts that these settings start from and that nobody has trained yet, by folder name."""
+    model, recipe = settings.model, settings.align_image
+    pictures = recipe.steps * recipe.batch_size
+    patches = 6 * _encoder(model.image) * (model.image.grid**2 + 1)
+    words = 6 * 12 * model.text.width**2 * model.text.layers * 40
+    found: dict[str, float] = {}
+    if settings.language_model == "trained":
+        length = 2 * CONVERSATION
+        documents = settings.language.steps * settings.language.batch_size
+        found["language"] = documents * length * _per_token(model.language, length, 6)
+    if settings.encoders == "trained":
+        clips = settings.align_video.steps * settings.align_video.batch_size * settings.model.video.frames
+        found["languagebind"] = pictures * (patches + words) + clips * 1.5 * patches
+    if settings.image_encoder == "contrastive":
+        found["contrastive"] = pictures * (patches + words)
+    if settings.image_encoder == "mae":
+        found["mae"] = pictures * patches * 0.5  # a quarter of the patches, and the decoder
+    if settings.depth == "bound":
+        found["depth"] = pictures * (patches + words / 3)
+    if settings.depth == "mae":
+        found["depth-mae"] = pictures * patches * 0.5
+    found = {f"{kind}-{part_key(kind, settings, parts.fingerprint)}": cost for kind, cost in found.items()}
+    found = {name: cost for name, cost in found.items() if not (parts.store / "parts" / name).exists()}
+    if settings.depth:
+        plain = replace(settings, depth="", depth_tuning=0.0, baselines=False)
+        for cell in grid({"": plain}, seeds, parts.fingerprint):
+            if not (parts.store / "models" / cell.key).exists():
+                found[f"model-{cell.key}"] = cell_operations(plain)
+    return found
+
+
+def _features_key(settings: Settings) -> str:
+    """Arms with the same one share their frozen features."""
+    model = settings.model
+    layer = (model.select_layer, model.keep_cls_image, model.keep_cls_video, model.projector == "pooling")
+    source = (settings.image_encoder, settings.encoders, settings.temporal, settings.depth)
+    return digest(model.image, model.video, settings.world, layer, source)
+
+
+def _features_minutes(settings: Settings, rate: float) -> float:
+    """To decode every picture and clip of the world once and run it through its encoder."""
+    model, world = settings.model, settings.world
+    clips = 0 if settings.depth else world.clips + world.test
+    frames = world.images + world.test + 1.5 * clips * model.video.frames
+    operations = 2 * frames * _encoder(model.image) * (model.image.grid**2 + 1)
+    return (SECONDS_A_FILE * (world.images + world.test + clips * world.frames / 15) + operations / rate) / 60
+
+
+def _answer(settings: Settings, kind: str) -> float:
+    """Operations of answering one question."""
+    visual = 0 if kind == "blind" else settings.model.visual_tokens(kind, settings.model.video.frames)
+    length = visual + QUESTION
+    return ANSWERING * length * _per_token(settings.model.language, length, 2)
+
+
+def _per_token(language: LanguageConfig, length: int, factor: int) -> float:
+    """Operations for each token of a sequence: `factor` 2 forward, 6 with both gradients, 4 with one."""
+    return factor * (_layers(language) + language.layers * language.width * length)
+
+
+def _layers(language: LanguageConfig) -> int:
+    """Weights of the layers, embeddings not counted."""
+    shared = 2 + 2 * language.kv_heads / language.heads
+    return round(language.layers * (shared * language.width**2 + 3 * language.width * language.mlp_width))
+
+
+def _encoder(vision: VisionConfig) -> int:
+    return vision.layers * (4 * vision.width**2 + 2 * vision.width * vision.mlp_width)

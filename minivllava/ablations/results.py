@@ -1,0 +1,213 @@
+"""From finished cells to what is read: NAME.json, NAME.png, NAME.md, and the answers to the ten questions.
+
+The JSON holds every cell of every seed. A study that runs again takes finished cells from it where their keys are
+those of today's settings and parts, so shipped results are kept until something they follow from has changed.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from minivllava.ablations.runner import Cell
+from minivllava.ablations.settings import Settings, cell_key, digest
+from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
+from minivllava.ablations.study import METRICS, Claim, Study
+from minivllava.errors import DataError
+from minivllava.provenance import environment
+
+
+def summarise(study: Study, preset: str, cells: list[Cell], found: dict[str, dict]) -> dict:
+    """All of a study's results as JSON types: what was asked, every cell, means and intervals, claims and verdicts.
+
+    found: results by key, one for each cell. Raises DataError where one is missing: no seed is ever left out.
+    """
+    missing = [f"{cell.arm} seed {cell.seed}" for cell in cells if found.get(cell.key) is None]
+    if missing:
+        raise DataError(f"{study.name} lacks {', '.join(missing)}: run it again, which computes what is missing.")
+    arms = []
+    for arm in study.arms:
+        its = {cell.seed: found[cell.key] for cell in cells if cell.arm == arm.name}
+        baselines = {view: {} for result in its.values() for view in result["baselines"]}
+        for view in baselines:
+            baselines[view] = {m: _summary(its, lambda c, v=view, m=m: c["baselines"][v].get(m)) for m in study.metrics}
+        arms.append({
+            "name": arm.name,
+            "label": arm.label or arm.name,
+            "changes": list(arm.set),
+            "metrics": {m: _summary(its, lambda c, m=m: c["metrics"].get(m)) for m in study.metrics},
+            "baselines": baselines,
+        })  # fmt: skip
+    return {
+        "study": study.name,
+        "title": study.title,
+        "about": study.about.strip(),
+        "questions": list(study.questions),
+        "preset": preset,
+        "metrics": list(study.metrics),
+        "reference": study.reference,
+        "config_hash": config_hash(study, cells),
+        "seeds": sorted({cell.seed for cell in cells}),
+        "made_with": environment(),
+        "arms": arms,
+        "claims": [_judged(claim, cells, found) for claim in study.claims],
+        "cells": [{"arm": cell.arm, **found[cell.key]} for cell in cells],
+    }
+
+
+def config_hash(study: Study, cells: list[Cell]) -> str:
+    """The hash of what a study compares, whatever its seeds: a result with another one is out of date."""
+    return digest(study.metrics, sorted((cell.arm, cell.key) for cell in cells if cell.seed == 0))
+
+
+def _summary(its: dict[int, dict], read: Callable[[dict], float | None]) -> dict | None:
+    """`values` by seed, their `mean` and 95 % bootstrap `interval`; None where a seed has no such score."""
+    values = {seed: read(result) for seed, result in sorted(its.items())}
+    if any(value is None for value in values.values()):
+        return None
+    mean = sum(values.values()) / len(values)
+    return {"values": values, "mean": mean, "interval": bootstrap_interval(list(values.values()))}
+
+
+def _judged(claim: Claim, cells: list[Cell], found: dict[str, dict]) -> dict:
+    """A claim with its paired differences, their mean, 95 % t interval, and the verdict.
+
+    In a world so small that nobody was asked for that score, there are none, and the verdict is "not asked".
+    """
+    better, than = (
+        {cell.seed: found[cell.key]["metrics"].get(claim.metric) for cell in cells if cell.arm == arm}
+        for arm in (claim.better, claim.than)
+    )
+    judged = {"differences": {}, "mean": None, "interval": None, "verdict": "not asked"}
+    if None not in (*better.values(), *than.values()):
+        differences = paired_differences(better, than)
+        interval = t_interval(list(differences.values()))
+        judged = {
+            "differences": differences,
+            "mean": sum(differences.values()) / len(differences),
+            "interval": interval,
+            "verdict": verdict(claim.direction, interval, claim.within),
+        }
+    return asdict(claim) | judged
+
+
+def finished_cells(file: Path) -> dict[str, dict]:
+    """The cells of a results file by key; none where there is no such file. Raises DataError for a broken one."""
+    if not file.exists():
+        return {}
+    try:
+        return {cell["key"]: cell for cell in json.loads(file.read_text())["cells"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no results file ({error!r}): move it away, or give another --out.") from error
+
+
+def whole_seeds(arms: dict[str, Settings], weights: str, known: dict[str, dict]) -> int:
+    """For how many seeds, counted from 0, every arm has a finished cell among the known ones."""
+    seeds = 0
+    while all(cell_key(settings, seeds, weights) in known for settings in arms.values()):
+        seeds += 1
+    return seeds
+
+
+def write_results(results: dict, folder: Path) -> Path:
+    """Writes NAME.json, NAME.png and NAME.md. Returns the page."""
+    from minivllava.ablations.figures import study_figure
+
+    name = results["study"]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / f"{name}.json", lambda part: part.write_text(json.dumps(results) + "\n"))
+    figure = study_figure(results)
+    _write(folder / f"{name}.png", lambda part: figure.savefig(part, format="png", dpi=100))
+    _write(folder / f"{name}.md", lambda part: part.write_text(page(results)))
+    return folder / f"{name}.md"
+
+
+def _write(file: Path, write: Callable[[Path], object]):
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        write(part)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# the page
+
+
+def page(results: dict) -> str:
+    """A study as a page of markdown: what was asked, the figure, the paper beside ours, every seed."""
+    seeds, metrics = results["seeds"], results["metrics"]
+    labels = {arm["name"]: arm["label"] for arm in results["arms"]}
+    made, cells = results["made_with"], results["cells"]
+    minutes = sum(cell["seconds"] for cell in {c["key"]: c for c in cells}.values()) / 60
+    machines = sorted({cell["made_with"]["machine"] for cell in cells})
+    commits = sorted({str(cell["made_with"]["commit"])[:10] for cell in cells})
+    lines = [
+        f"# {results['title']}", "", results["about"], "", f"![{results['title']}]({results['study']}.png)", "",
+        f"*Dots: seeds {_listed(seeds)}. Above, mean and 95 % bootstrap interval of each arm; below, differences "
+        "between arms on the same seed with their 95 % t interval, by which claims are judged.*", "",
+    ]  # fmt: skip
+    if results["claims"]:
+        lines += ["| claim | on | the paper | here | verdict |", "|---|---|---|---|---|"]
+        lines += [_claim_row(claim, labels) for claim in results["claims"]]
+        lines += [""]
+    lines += [
+        "Scores in per cent: mean, 95 % interval, every seed.", "",
+        f"| arm | {' | '.join(METRICS[m] for m in metrics)} |", "|---" * (1 + len(metrics)) + "|",
+    ]  # fmt: skip
+    for arm in results["arms"]:
+        lines.append(f"| **{arm['label']}** | {' | '.join(score(arm['metrics'][m]) for m in metrics)} |")
+        for view, scores in arm["baselines"].items():
+            lines.append(f"| {arm['label']}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
+    counts = ", ".join(f"{count} {name}" for name, count in cells[0]["n"].items())
+    lines += [
+        "",
+        f"Preset `{results['preset']}`, {len(seeds)} seed(s); questions: {counts}. A seed draws the projector's start "
+        "and the order of the data; encoders, language model and world are the same for all seeds. "
+        f"{minutes:.0f} minutes of cells in all, on {'; '.join(machines)}. Commit {', '.join(commits)}, "
+        f"torch {made['torch']}, configuration {results['config_hash']}.",
+        "",
+        f"Made by `minivllava ablate {results['study']} --preset {results['preset']} --seeds {len(seeds)}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _claim_row(claim: dict, labels: dict[str, str]) -> str:
+    paper = claim["paper"] or f"(no such experiment) {claim['expected']}"
+    return (
+        f"| {claim_text(claim, labels)} | {METRICS[claim['metric']]} | {paper} | {difference(claim)} "
+        f"| **{claim['verdict']}** |"
+    )
+
+
+def claim_text(claim: dict, labels: dict[str, str]) -> str:
+    """ "united beats MAE", or "united equals CLIP within 2 points"."""
+    better, than = labels[claim["better"]], labels[claim["than"]]
+    if claim["direction"] == "=":
+        return f"{better} equals {than} within {claim['within']:g} points"
+    return f"{better} beats {than}"
+
+
+def difference(claim: dict) -> str:
+    """ "+4.1 [2.0, 6.2]" points."""
+    if claim["mean"] is None:
+        return "not asked"
+    if claim["interval"] is None:
+        return f"{claim['mean']:+.1f} ({'one seed' if len(claim['differences']) == 1 else 'all seeds alike'})"
+    low, high = claim["interval"]
+    return f"{claim['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def score(summary: dict | None, values: bool = True) -> str:
+    """ "56.1 [55.0, 57.3] (55.4, 56.8)": mean, interval and, unless left out, every seed."""
+    if summary is None:
+        return ""
+    text = f"{summary['mean']:.1f}"
+    text += f" [{summary['interval'][0]:.1f}, {summary['interval'][1]:.1f}]" if summary["interval"] else ""
+    return text + (f" ({', '.join(f'{value:.1f}' for value in summary['values'].values())})" if values else "")
+
+
+def _listed(seeds: list[int]) -> str:
+    return f"0 to {seeds[-1]}" if seeds == list(range(len(seeds))) and len(seeds) > 1 else ", ".join(map(str, seeds))

@@ -1,0 +1,189 @@
+"""Settings: all that decides the numbers of a cell, but its seed and the weights it starts from.
+
+A study's arms are changes to one base, written FIELD=VALUE, or FIELD*=FACTOR so that they suit every preset.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+
+from minivllava.config import ModelConfig, TrainingConfig, from_dict, to_dict
+from minivllava.data import build
+from minivllava.data.build import WorldConfig
+from minivllava.errors import ConfigError
+from minivllava.presets import preset
+
+VERSION = 1  # of what a cell does with its settings: another number, and every cell is computed again
+
+CHOICES = {
+    "image_encoder": ("bound", "contrastive", "mae"),
+    "encoders": ("shipped", "trained"),
+    "language_model": ("shipped", "trained"),
+    "depth": ("", "bound", "mae", "rgb", "picture"),
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a stage learns from: shares of the world's training pictures and clips, and for how long."""
+
+    images: float = 1.0
+    clips: float = 1.0
+    budget: float = 1.0  # times the steps that so many records get; 0 leaves the stage out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an arm may change. `stage1.steps` and `stage2.steps` are those of an arm that uses all records."""
+
+    model: ModelConfig
+    world: WorldConfig
+    stage1: TrainingConfig
+    stage2: TrainingConfig
+    align_image: TrainingConfig  # of encoders that are trained for a study; so long do MAE and depth train, too
+    align_video: TrainingConfig
+    language: TrainingConfig
+    data1: Mixture = Mixture()
+    data2: Mixture = Mixture()
+    image_encoder: str = "bound"  # or "contrastive": to a text encoder of its own; or "mae": without words
+    encoders: str = "shipped"  # or "trained": image and video encoder, bound to text here
+    language_model: str = "shipped"  # or "trained": pre-trained on text here
+    temporal: bool = True  # False: temporal attention is silenced, as the Hugging Face port lost it
+    depth: str = ""  # what reads depth maps in the finished model's image encoder: see parts.py
+    depth_tuning: float = 0.0  # share of stage 2 that projector and language model are then tuned on depth
+    baselines: bool = False  # also score the blind model, single and shuffled frames, the majority answer
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(repr(choice) for choice in choices)
+                raise ConfigError(f"There is no {name} {getattr(self, name)!r}; choose one of {listed}.")
+        for name in ("data1", "data2"):
+            mixture = getattr(self, name)
+            if not (0 <= mixture.images <= 1 and 0 <= mixture.clips <= 1 and mixture.budget >= 0):
+                raise ConfigError(f"{name} is {mixture}: shares go from 0 to 1, and a budget from 0 up.")
+            if mixture.budget and not mixture.images + mixture.clips:
+                raise ConfigError(f"{name} is {mixture}, which leaves nothing to learn from: set its budget to 0.")
+        if self.encoders == "trained" and self.image_encoder != "bound":
+            raise ConfigError("encoders=trained binds the image encoder, too: leave image_encoder as it is.")
+
+
+def base_settings(name: str) -> Settings:
+    """What every study starts from at a preset's size: its model and recipes, with a budget of minutes a cell.
+
+    Raises ConfigError for a preset without such a budget.
+    """
+    recipe = preset(name)
+    if name == "tiny":  # at most 3 minutes a cell on two CPU cores
+        world = replace(recipe.world, images=2500, clips=2500, test=160)
+        stage1 = replace(recipe.stage1, steps=60, batch_size=32)
+        stage2 = replace(recipe.stage2, steps=160, batch_size=32)
+    elif name == "small":  # minutes a cell on one GPU
+        world = replace(recipe.world, images=12_000, clips=12_000, test=300)
+        stage1, stage2 = replace(recipe.stage1, steps=450), replace(recipe.stage2, steps=1200)
+    elif name == "sample":  # seconds: to see that all of it runs
+        world, stage1, stage2 = replace(recipe.world, test=6), recipe.stage1, recipe.stage2
+    else:
+        raise ConfigError(f"The ablations have no budget for the preset {name!r}; choose sample, tiny or small.")
+    return Settings(recipe.model, world, stage1, stage2, recipe.align_image, recipe.align_video, recipe.language)
+
+
+def changed(settings: Settings, *assignments: str) -> Settings:
+    """Settings with fields changed: "model.projector=linear" sets, "model.language.width*=0.5" multiplies.
+
+    All changes take effect together, so widths that belong together may change one after the other.
+    Raises ConfigError when a field does not exist or a value has the wrong type.
+    """
+    values = to_dict(settings)
+    for assignment in assignments:
+        path, sign, text = assignment.partition("=")
+        if not sign:
+            raise ConfigError(f"{assignment!r} is no change; write FIELD=VALUE, e.g. stage2.steps=500.")
+        *parents, field = path.removesuffix("*").split(".")
+        place = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or field not in place or isinstance(place[field], dict):
+            known = ", ".join(place) if isinstance(place, dict) else "another path"
+            raise ConfigError(f"{assignment!r}: there is no field {field!r} here; choose one of {known}.")
+        place[field] = _value(assignment, place[field], text, multiply=path.endswith("*"))
+    return from_dict(Settings, values)
+
+
+def _value(assignment: str, old, text: str, multiply: bool):
+    if isinstance(old, str) and not multiply:
+        return text
+    try:
+        new = json.loads(text)
+    except json.JSONDecodeError:
+        new = None
+    number = isinstance(new, int | float) and not isinstance(new, bool)
+    if multiply and number and type(old) in (int, float):
+        return old * new if isinstance(old, float) else max(1, round(old * new))
+    fits = isinstance(new, type(old)) and isinstance(new, bool) == isinstance(old, bool)
+    if multiply or not (fits or (isinstance(old, float) and number and math.isfinite(new))):
+        raise ConfigError(f"{assignment!r}: {text!r} does not fit a field that holds {old!r}.")
+    return new
+
+
+def train_world(world: WorldConfig) -> WorldConfig:
+    """The part of a world that stages 1 and 2 and the tests need."""
+    return replace(world, align_images=0, align_clips=0, text_documents=0, validation=0, compositional=0)
+
+
+def align_world(world: WorldConfig, depth: bool = False) -> WorldConfig:
+    """The part that alignment needs: pictures and clips, or with `depth` pictures and their depth maps."""
+    clips = 0 if depth else world.align_clips
+    none = {"images": 0, "clips": 0, "text_documents": 0, "validation": 0, "test": 0, "compositional": 0}
+    return replace(world, align_clips=clips, depth=depth, **none)
+
+
+def text_world(world: WorldConfig) -> WorldConfig:
+    """The part that language pre-training needs."""
+    none = {"images": 0, "clips": 0, "align_images": 0, "align_clips": 0, "validation": 0, "test": 0}
+    return replace(world, compositional=0, **none)
+
+
+def digest(*things) -> str:
+    """A hash of JSON types and config dataclasses."""
+    text = json.dumps([_sparse(thing) for thing in things], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sparse(thing):
+    """A config without the fields that have their default, so that a new field leaves old hashes as they are."""
+    if isinstance(thing, tuple | list):
+        return [_sparse(item) for item in thing]
+    if not dataclasses.is_dataclass(thing):
+        return thing
+    fields = {f.name: (getattr(thing, f.name), f.default) for f in dataclasses.fields(thing)}
+    return {name: _sparse(value) for name, (value, default) in fields.items() if value != default}
+
+
+def cell_key(settings: Settings, seed: int, weights: str) -> str:
+    """A cell's name: the hash of all that its numbers follow from. weights: of the shipped parts, hashed.
+
+    Recipes that these settings never use are left out: who changes them computes nothing again.
+    """
+    return digest(VERSION, build.VERSION, used(settings), seed, weights)
+
+
+def used(settings: Settings) -> dict:
+    """The fields that matter with these settings, but for those that have their default: plain JSON types."""
+    bound_here = settings.encoders == "trained"
+    pictures = bound_here or settings.image_encoder != "bound" or settings.depth in ("bound", "mae")
+    world = train_world(settings.world)
+    world = replace(world, align_images=settings.world.align_images if pictures else 0)
+    world = replace(world, align_clips=settings.world.align_clips if bound_here else 0)
+    texts = settings.world.text_documents if settings.language_model == "trained" else 0
+    kept = {
+        "align_image": pictures,
+        "align_video": bound_here,
+        "language": settings.language_model == "trained",
+        "stage1": settings.data1.budget,
+        "stage2": settings.data2.budget or settings.depth_tuning,
+    }
+    values = _sparse(replace(settings, world=replace(world, text_documents=texts)))
+    return {name: value for name, value in values.items() if kept.get(name, True)}

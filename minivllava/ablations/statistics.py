@@ -1,0 +1,75 @@
+"""Intervals of means, paired differences between arms, and verdicts on claims. All of it from scipy.
+
+Arms are compared seed by seed: two cells of one seed share the projector's start, the data and its order, so their
+difference varies less than either. With five seeds a bootstrap interval is too narrow to judge by (it covers the truth
+in about 85 % of cases, not 95); verdicts therefore rest on Student's t of the differences.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from minivllava.errors import ConfigError, DataError
+
+LEVEL = 0.95
+INSTALL = "pip install -c .ci/constraints.txt scipy"
+
+
+def require_scipy():
+    """Raises ConfigError where scipy is not installed, before a study spends hours on what it cannot judge."""
+    try:
+        import scipy.stats  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"The ablations need scipy, which is not installed: {INSTALL}.") from error
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % bootstrap interval (bias-corrected) of a mean over seeds; None of fewer than two."""
+    from scipy.stats import bootstrap
+
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:  # nothing to draw from
+        return float(values[0]), float(values[0])
+    # 9999: scipy's default. BCa needs its jackknife to vary, which it does once the values do
+    found = bootstrap((values,), np.mean, confidence_level=LEVEL, method="BCa", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def t_interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of a mean difference by Student's t; None of fewer than two, or where all are equal.
+
+    Scores are counts of right answers, so a few seeds may well differ by the same number: that is no certainty.
+    """
+    from scipy.stats import t
+
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return None
+    mean = float(np.mean(differences))
+    error = float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+    low, high = t.interval(LEVEL, len(differences) - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def paired_differences(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+    """first - second by seed. Raises DataError unless both have the same seeds: none may be left out."""
+    if set(first) != set(second):
+        odd = ", ".join(map(str, sorted(set(first) ^ set(second))))
+        raise DataError(f"Only one of two arms has seed {odd}: run the study again, which computes what is missing.")
+    return {seed: first[seed] - second[seed] for seed in sorted(first)}
+
+
+def verdict(direction: str, interval: tuple[float, float] | None, within: float = 0.0) -> str:
+    """What the interval of a difference says of a claim: "agrees", "disagrees" or "undecided".
+
+    "+" claims a positive difference: the whole interval must lie on one side of zero. "=" claims one of at most
+    `within` points either way: the whole interval must lie inside, or all of it outside.
+    """
+    if interval is None:
+        return "undecided"
+    low, high = interval
+    if direction == "+":
+        return "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
+    if -within <= low and high <= within:
+        return "agrees"
+    return "disagrees" if low > within or high < -within else "undecided"

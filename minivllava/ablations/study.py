@@ -1,0 +1,154 @@
+"""Studies: small TOML files that say what is compared, on what, and what the paper found.
+
+title       one line
+about       what it shows and how to read it
+questions   which of the ten questions it helps to answer
+base        changes that all arms share
+reference   the arm that also shows the baselines; the first by default
+metrics     the scores shown, of METRICS
+include     names of studies whose arms join, those equal to one that is there left out
+[[arms]]    name, label, set (changes to the base)
+[[claims]]  metric, better, than: the direction that the paper found, or that is expected; paper (its words);
+            points (its difference); direction "+" (by default) or "=" (equal within `within` points);
+            questions, where it helps to answer only some of the study's
+"""
+
+import tomllib
+from dataclasses import dataclass, fields, replace
+from importlib.resources import files
+from pathlib import Path
+
+from minivllava.ablations.settings import Settings, changed
+from minivllava.errors import ConfigError
+
+METRICS = {
+    "image": "pictures",
+    "video": "clips",
+    "order": "clips, order of frames",
+    "pope": "POPE accuracy",
+    "pope/random": "POPE random",
+    "pope/popular": "POPE popular",
+    "pope/adversarial": "POPE adversarial",
+    "pope/f1": "POPE F1",
+    "pope/yes": "POPE yes-ratio",
+    "depth": "depth maps",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to build or train the model."""
+
+    name: str
+    label: str = ""  # as tables and figures call it; by default the name
+    set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one arm scores better than another, or equal to it, and who says so."""
+
+    metric: str
+    better: str
+    than: str
+    direction: str = "+"  # or "=": equal within `within` points
+    within: float = 2.0
+    paper: str = ""  # what the paper says; empty where it has no such experiment
+    points: float | None = None  # its difference, better - than, in points
+    expected: str = ""  # why this direction is expected where the paper is silent
+    questions: tuple[int, ...] = ()  # which it helps to answer; by default all of its study's
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question put to several arms."""
+
+    name: str
+    title: str
+    about: str
+    questions: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    metrics: tuple[str, ...]
+    claims: tuple[Claim, ...] = ()
+    base: tuple[str, ...] = ()
+    reference: str = ""
+
+    def settings(self, start: Settings) -> dict[str, Settings]:
+        """Each arm's settings, by its name; start: `base_settings` of a preset."""
+        base = changed(start, *self.base)
+        # layers count from the end, so that "the middle" is another number in every preset
+        middle = -1 - base.model.image.layers // 2
+        arms = {arm.name: changed(base, *(text.format(middle=middle) for text in arm.set)) for arm in self.arms}
+        return arms | {self.reference: replace(arms[self.reference], baselines=True)}
+
+
+def study_names() -> list[str]:
+    """The studies that come with the package, in the order of the paper's tables and of the ten questions."""
+    order = ("alignment", "joint", "ratio", "stages", "projector", "time", "hallucination", "scale", "layer",
+             "modality")  # fmt: skip
+    found = {file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml")}
+    return [name for name in order if name in found] + sorted(found - set(order))
+
+
+def load_study(name: str | Path) -> Study:
+    """The study called `name`, or the one in a TOML file of your own.
+
+    Raises ConfigError, listing the names there are, or naming the file and what is wrong with it.
+    """
+    own = str(name).endswith(".toml")
+    if not own and name not in study_names():
+        raise ConfigError(
+            f"There is no study {str(name)!r}; choose one of {', '.join(study_names())}, or name a .toml file."
+        )
+    file = Path(name) if own else _folder() / f"{name}.toml"
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}): name a study's TOML file.") from error
+    return _checked(values, Path(name).stem if own else str(name), file)
+
+
+def _folder():
+    return files("minivllava.ablations") / "studies"
+
+
+def _checked(values: dict, name: str, where) -> Study:
+    arms = [_made(Arm, arm, where) for arm in values.pop("arms", [])]
+    for other in values.pop("include", []):
+        included = load_study(other)
+        there = {arm.set for arm in arms}
+        joining = [replace(arm, set=(*included.base, *arm.set)) for arm in included.arms]
+        arms += [arm for arm in joining if arm.set not in there]
+    claims = tuple(_made(Claim, claim, where) for claim in values.pop("claims", []))
+    values = {"reference": arms[0].name if arms else "", "metrics": [], "about": "", "questions": []} | values
+    study = _made(Study, {"name": name, **values, "arms": tuple(arms), "claims": claims}, where)
+    names = [arm.name for arm in study.arms]
+    problems = ["it has no arms"] if not names else []
+    problems += [f"the arm {name!r} is there twice" for name in sorted(set(names)) if names.count(name) > 1]
+    problems += ["it names no metrics"] if not study.metrics else []
+    claimed = [arm for claim in claims for arm in (claim.better, claim.than)]
+    problems += [f"there is no arm {arm!r}" for arm in (study.reference, *claimed) if arm not in names]
+    asked = [*study.metrics, *(claim.metric for claim in claims)]
+    problems += [f"there is no metric {metric!r}" for metric in asked if metric not in METRICS]
+    problems += [f"a direction is {c.direction!r}, not '+' or '='" for c in claims if c.direction not in ("+", "=")]
+    if problems:
+        raise ConfigError(f"{where}: {'; '.join(problems)}.")
+    return study
+
+
+def _made(kind: type, values: dict, where):
+    """A dataclass from a TOML table. Raises ConfigError for fields that are unknown, missing or of another type."""
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{where}: {kind.__name__.lower()} has no field {', '.join(unknown)}.")
+    types = {str: str, float: (int, float), float | None: (int, float)}  # the rest are lists
+    for field, value in values.items():
+        wanted = types.get(known[field].type, (list, tuple))
+        if not isinstance(value, wanted):
+            raise ConfigError(f"{where}: {field} of {kind.__name__.lower()} is {value!r}, which does not fit.")
+    try:
+        return kind(**{field: tuple(v) if isinstance(v, list) else v for field, v in values.items()})
+    except TypeError as error:
+        what = f"{kind.__name__.lower()} {values.get('name', '')!r}"
+        raise ConfigError(f"{where}: {what} is not whole ({error}).") from error

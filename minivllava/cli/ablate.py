@@ -1,0 +1,162 @@
+"""Ablations: ablate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minivllava.cli.app import PARTS, RUNS, Device, app
+from minivllava.errors import ConfigError
+
+RESULTS = Path("data/results")
+
+
+@app.command()
+def ablate(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDY]...", help="Studies, .toml files of your own, or `all`.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every arm.")] = 5,
+    preset: Annotated[str, typer.Option(help="Sizes and budget: sample (seconds), tiny or small.")] = "tiny",
+    parts: Annotated[Path, typer.Option(help="The encoders and the language model that arms start from.")] = PARTS,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where results go; by default data/results, or runs/ablations for others than tiny."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the cells; by default 1, on a GPU one a seed.")
+    ] = None,
+    change: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change every arm, e.g. stage2.steps=500.")
+    ] = [],  # noqa: B006
+    list_: Annotated[bool, typer.Option("--list", help="List the studies and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be computed, and what it costs.")] = False,
+    device: Device = None,
+):
+    """Run a study of the paper: arms, seeds, intervals, a figure, and the paper's direction beside ours.
+
+    Example: minivllava ablate alignment
+
+    An interrupted study continues; finished cells are never computed again, whoever asks for them. For the same
+    reason cells of shipped results are read, not run: give --out a new folder to see every one of them made.
+    """
+    from minivllava.ablations.study import load_study, study_names
+
+    if list_:
+        _list([load_study(name) for name in study_names()])
+        return
+    if not names:
+        raise ConfigError(f"Name a study: {', '.join(study_names())}, or all.")
+    from minivllava.ablations.parts import Parts
+    from minivllava.ablations.runner import stand_alone
+    from minivllava.ablations.settings import base_settings, changed
+    from minivllava.ablations.statistics import require_scipy
+
+    require_scipy()
+    rank, ranks = stand_alone()
+    studies = [load_study(name) for name in (study_names() if names == ["all"] else names)]
+    settings = changed(base_settings(preset), *change)
+    usual = preset == "tiny" and parts == PARTS and not change
+    out = out or (RESULTS if usual else RUNS / "ablations" / "results" / preset)
+    found = Parts(parts, RUNS / "ablations", device, progress=rank == 0)
+    if dry_run:
+        if rank == 0:
+            _print_plans(studies, settings, seeds, found, out)
+        return
+    for study in studies:
+        _run(study, settings, preset, seeds, found, out, processes, quiet=rank > 0)
+
+
+def _run(study, settings, preset: str, seeds: int, parts, out: Path, processes: int | None, quiet: bool):
+    from minivllava.ablations.questions import write_answers
+    from minivllava.ablations.results import finished_cells, summarise, whole_seeds, write_results
+    from minivllava.ablations.runner import grid, run_grid
+
+    arms = study.settings(settings)
+    known = finished_cells(out / f"{study.name}.json")
+    seeds = max(seeds, whole_seeds(arms, parts.fingerprint, known))  # what was shown before is not dropped
+    cells = grid(arms, seeds, parts.fingerprint)
+    read = sum(key in known for key in {cell.key for cell in cells})
+    if read and not quiet:
+        print(f"{study.name}: {read} finished cells are read from {out / study.name}.json; --out elsewhere runs them.")
+    if processes is None:
+        processes = seeds if parts.device.type == "cuda" else 1
+    found = run_grid(cells, parts, processes, known)
+    if quiet:
+        return
+    results = summarise(study, preset, cells, found)
+    file = write_results(results, out)
+    if study.questions:
+        write_answers(out)
+    _print_results(results)
+    print(f"The page: {file}, with {study.name}.png and {study.name}.json beside it.")
+
+
+def _print_results(results: dict):
+    from rich.table import Table
+
+    from minivllava.ablations.results import claim_text, difference, score
+    from minivllava.ablations.study import METRICS
+
+    names = [METRICS[metric] for metric in results["metrics"]]
+    title = f"{results['title']} (per cent, {len(results['seeds'])} seed(s), 95 % intervals)"
+    scores = Table("arm", *names, title=title, title_justify="left")
+    for arm in results["arms"]:
+        for label, row in {arm["label"]: arm["metrics"], **arm["baselines"]}.items():
+            label = label if label == arm["label"] else f"  {label}"
+            scores.add_row(label, *(score(row[metric], values=False) for metric in results["metrics"]))
+    claims = Table("claim", "on", "the paper", "here", "verdict")
+    labels = {arm["name"]: arm["label"] for arm in results["arms"]}
+    for claim in results["claims"]:
+        paper = "-" if claim["points"] is None else f"{claim['points']:+.1f}"
+        on = METRICS[claim["metric"]]
+        claims.add_row(claim_text(claim, labels), on, paper, difference(claim), claim["verdict"])
+    console = _console()
+    console.print(scores)
+    console.print(claims)
+
+
+def _console():
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, 110)  # a pipe counts as 80 columns, which would cut the tables
+    return console
+
+
+def _list(studies: list):
+    from rich.table import Table
+
+    table = Table("study", "arms", "questions", "what it asks")
+    for study in studies:
+        table.add_row(study.name, str(len(study.arms)), ", ".join(map(str, study.questions)), study.title)
+    _console().print(table)
+
+
+def _print_plans(studies: list, settings, seeds: int, parts, out: Path):
+    from rich.table import Table
+
+    from minivllava.ablations.plan import measured_rate, plan_study
+    from minivllava.ablations.results import finished_cells
+
+    console = _console()
+    rate = measured_rate(settings.model.language, parts.device)
+    total, counted = 0.0, set()
+    for study in studies:
+        known = finished_cells(out / f"{study.name}.json")
+        plan = plan_study(study, settings, seeds, parts, rate, known, counted)
+        total += plan.minutes
+        shown = Table("arm", "steps", "cells", "finished", "minutes a cell", "GiB", title_justify="left",
+                      title=f"{plan.name}: {plan.title}")  # fmt: skip
+        for arm in plan.arms:
+            steps = " + ".join(map(str, arm.steps)) or "none"
+            cells = str(arm.cells) if arm.cells else "of others"
+            shown.add_row(arm.label, steps, cells, str(arm.finished), f"{arm.minutes:.1f}", f"{arm.gib:.1f}")
+        console.print(shown)
+        kinds = sorted({name.rpartition("-")[0] for name in plan.parts})
+        for kind in kinds:
+            costs = [minutes for name, minutes in plan.parts.items() if name.rpartition("-")[0] == kind]
+            console.print(f"  before: {len(costs)} x {kind}, {sum(costs):.1f} minutes", highlight=False)
+        left = f"  left: {plan.minutes:.0f} minutes by one process on {parts.device}, {plan.gib:.1f} GiB (estimates)\n"
+        console.print(left, highlight=False)
+    console.print(f"All: {total:.0f} minutes by one process.", highlight=False)

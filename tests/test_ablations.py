@@ -1,0 +1,580 @@
+"""Ablations: studies, the grid, statistics, results."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import tiny_config, tiny_languagebind, tiny_tokenizer
+from typer.testing import CliRunner
+
+from minivllava.ablations import cell as cell_module
+from minivllava.ablations import runner as runner_module
+from minivllava.ablations.cell import pope_summary, run_cell, summary
+from minivllava.ablations.parts import Parts
+from minivllava.ablations.plan import measured_rate, plan_study
+from minivllava.ablations.questions import write_answers
+from minivllava.ablations.records import Data, DepthData, scaled_steps
+from minivllava.ablations.results import finished_cells, summarise, whole_seeds, write_results
+from minivllava.ablations.runner import grid, read_cell, run_grid, stand_alone
+from minivllava.ablations.settings import Mixture, Settings, base_settings, cell_key, changed
+from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
+from minivllava.ablations.study import load_study, study_names
+from minivllava.cli import app
+from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.data.build import WorldConfig
+from minivllava.data.world import sample_scene
+from minivllava.errors import ConfigError, DataError
+from minivllava.models.checkpoint import save_model
+from minivllava.models.language import LanguageModel
+
+WORLD = WorldConfig(
+    size=16, images=6, clips=6, align_images=8, align_clips=4, text_documents=8, validation=0, test=3, compositional=0
+)
+FEW = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-2, log_every=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread_and_a_cache_of_its_own(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIVLLAVA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+    torch.set_num_threads(threads)
+
+
+def wide_config(vocabulary: int) -> ModelConfig:
+    """The tiny config with room for conversations that are spelt byte by byte."""
+    config = tiny_config(vocabulary)
+    return replace(config, language=replace(config.language, context=2048))
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return Settings(wide_config(len(tiny_tokenizer())), WORLD, FEW, FEW, FEW, FEW, FEW)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Shipped parts: encoders and a language model of the tiny sizes."""
+    folder, tokenizer = tmp_path_factory.mktemp("parts"), tiny_tokenizer()
+    torch.manual_seed(5)
+    save_model(
+        LanguageModel(wide_config(len(tokenizer)).language), folder / "language", "language", tokenizer=tokenizer
+    )
+    save_model(tiny_languagebind(), folder / "languagebind", "languagebind", tokenizer=tokenizer)
+    return folder
+
+
+@pytest.fixture
+def parts(folder, tmp_path) -> Parts:
+    return Parts(folder, tmp_path / "store", "cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def shared_parts(folder, tmp_path_factory) -> Parts:
+    """One store for tests that only read what a study trains."""
+    return Parts(folder, tmp_path_factory.mktemp("store"), "cpu", progress=False)
+
+
+# settings and studies
+
+
+def test_changes_set_multiply_and_take_effect_together(settings):
+    narrow = changed(
+        settings, "model.image.width*=0.5", "model.video.width*=0.5", "stage2.steps*=0.1", "temporal=false",
+        "model.projector=linear", "stage1.learning_rate*=2", "data2.clips=0.25",
+    )  # fmt: skip
+    assert (narrow.model.image.width, narrow.model.video.width) == (8, 8)
+    assert narrow.stage2.steps == 1, "at least one"
+    assert narrow.stage1.learning_rate == pytest.approx(2e-2) and narrow.data2.clips == 0.25
+    assert not narrow.temporal and narrow.model.projector == "linear"
+    assert narrow.stage1.betas == settings.stage1.betas
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("model.projektor=linear", "no field 'projektor'"),
+        ("model.image.width*=0.5", "same width"),
+        ("stage2.steps=many", "does not fit"),
+        ("stage2.steps=1.5", "does not fit"),
+        ("stage2.steps=true", "does not fit"),
+        ("model.projector*=2", "does not fit"),
+        ("temporal*=2", "does not fit"),
+        ("model=3", "no field 'model'"),
+        ("stage2.steps", "FIELD=VALUE"),
+        ("image_encoder=clip", "contrastive"),
+        ("data1.images=1.5", "0 to 1"),
+        ("data1.images=0", None),
+    ],
+)
+def test_changes_that_make_no_sense_are_refused(settings, change, told):
+    if told is None:
+        with pytest.raises(ConfigError, match="nothing to learn"):
+            changed(settings, change, "data1.clips=0")
+        return
+    with pytest.raises(ConfigError, match=told):
+        changed(settings, change)
+
+
+def test_a_key_hashes_all_that_matters_and_nothing_else(settings):
+    key = cell_key(settings, 0, "w")
+    assert (
+        cell_key(changed(settings, "align_image.steps=9", "language.steps=9", "world.text_documents=1"), 0, "w") == key
+    )
+    used = changed(settings, "image_encoder=mae")
+    assert cell_key(changed(used, "align_image.steps=9"), 0, "w") != cell_key(used, 0, "w")
+    others = [
+        cell_key(settings, 1, "w"), cell_key(settings, 0, "v"), cell_key(used, 0, "w"),
+        *(cell_key(changed(settings, change), 0, "w") for change in (
+            "stage2.steps=9", "stage1.learning_rate=0.5", "world.images=5", "model.select_layer=-1", "data1.budget=0",
+            "temporal=false", "depth=bound", "language_model=trained", "baselines=true",
+        )),
+    ]  # fmt: skip
+    assert len({key, *others}) == 1 + len(others)
+    left_out = changed(settings, "data1.budget=0")
+    assert cell_key(changed(left_out, "stage1.steps=9"), 0, "w") == cell_key(left_out, 0, "w")
+
+
+@pytest.mark.parametrize("preset", ("sample", "tiny", "small"))
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_suits_every_preset(name, preset):
+    study = load_study(name)
+    arms = study.settings(base_settings(preset))
+    assert arms[study.reference].baselines and len(arms) >= 4
+    keys = {cell.key for cell in grid(arms, 1, "w")}
+    assert len(keys) >= len(arms) - 1, "arms differ; of four layers the third from last is the middle"
+    for its in arms.values():
+        for kind in ("image", "video"):
+            assert its.model.visual_tokens(kind, its.model.video.frames) <= its.model.language.context - 512
+    assert study.claims and all(claim.paper or claim.expected for claim in study.claims)
+
+
+def test_there_are_ten_studies_and_ten_questions():
+    from minivllava.ablations.questions import QUESTIONS
+
+    assert len(study_names()) == 10
+    assert sorted(QUESTIONS) == list(range(1, 11))
+    for number, (_, _, studies) in QUESTIONS.items():
+        assert all(number in load_study(name).questions for name in studies)
+
+
+def test_studies_share_cells(settings):
+    keys = {
+        name: {c.key for c in grid(load_study(name).settings(settings), 1, "w")}
+        for name in ("alignment", "joint", "hallucination", "ratio", "stages", "projector")
+    }
+    assert keys["hallucination"] == keys["alignment"] | keys["joint"]
+    assert len(keys["ratio"] & keys["joint"]) >= 3
+    assert all(keys["alignment"] & keys[name] for name in ("joint", "stages", "projector"))
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("title = 'x'\nmetrics = ['image']", "no arms"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='a'", "twice"),
+        ("title = 'x'\nmetrics = ['imagge']\n[[arms]]\nname='a'", "imagge"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nsets=[]", "sets"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=3", "does not fit"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\n"
+         "better='b'\nthan='a'", "'b'"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\nbetter='a'", "not whole"),
+        ("metrics = ['image']\n[[arms]]\nname='a'", "title"),
+        ("title = ", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_study_that_is_wrong_says_where(tmp_path, text, told):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=told) as error:
+        load_study(file)
+    assert "mine.toml" in str(error.value)
+
+
+def test_unknown_studies_are_listed():
+    with pytest.raises(ConfigError, match="alignment, joint, ratio"):
+        load_study("alignmnet")
+
+
+# records
+
+
+def test_mixtures_are_nested_and_the_same_scenes_in_both_stages(settings):
+    data = Data(WORLD, progress=False)
+    half = Mixture(images=0.5, clips=0.0)
+    ids = {stage: set(data.chosen(stage, half)["id"]) for stage in ("stage1", "stage2")}
+    assert ids["stage1"] == ids["stage2"] == {f"train-image-{i:06d}" for i in range(3)}
+    assert data.chosen("stage2", Mixture())["id"] == data.stage2["id"]
+    third = data.chosen("stage1", Mixture(images=1 / 3, clips=1.0))
+    assert [i for i in data.stage1["id"] if i in set(third["id"])] == third["id"], "in the same order"
+    assert sum(map(bool, third["images"])) == 2 and sum(map(bool, third["videos"])) == 6
+
+
+def test_each_record_is_seen_as_often_whatever_the_mixture():
+    recipe = replace(FEW, steps=100)
+    assert scaled_steps(recipe, Mixture(), WORLD) == 100
+    assert scaled_steps(recipe, Mixture(clips=0.0), WORLD) == 50
+    assert scaled_steps(recipe, Mixture(images=0.5, clips=0.5), WORLD) == 50
+    assert scaled_steps(recipe, Mixture(images=0.0, clips=0.15, budget=7.667), WORLD) == pytest.approx(57.5, abs=0.51)
+
+
+def test_pope_questions_are_answered_truly():
+    data = Data(WORLD, progress=False)
+    assert len(data.pope) > 2 * WORLD.test
+    for row in data.pope:
+        scene = sample_scene(WORLD.seed, "test", int(row["id"].split("-")[1]))
+        question, answer = (turn["value"] for turn in row["conversations"])
+        there = any(f"{thing.colour} {thing.shape}" in question for thing in scene.things)
+        assert answer == ("yes" if there else "no"), question
+
+
+def test_depth_is_asked_without_colours():
+    data = DepthData(WORLD, progress=False)
+    assert len(data.test) == len(data.test_pictures) > 0 and len(data.tune) > 0
+    assert all("/depth/" in row["images"][0] for row in (*data.test, *data.tune))
+    assert all("/images/" in row["images"][0] for row in data.test_pictures)
+    said = " ".join(turn["value"] for row in (*data.test, *data.tune) for turn in row["conversations"])
+    assert not any(colour in said for colour in ("colour", "red", "green", "blue", "yellow", "cyan"))
+    assert all(row["conversations"][0]["value"].startswith("<image>\n") for row in data.tune)
+
+
+def test_scores_are_shares_of_right_answers():
+    def told(kind, type, truth, answer, order=False):
+        return {
+            "kind": kind,
+            "type": type,
+            "needs_order": order,
+            "truth": truth,
+            "answer": answer,
+            "correct": truth == answer,
+        }
+
+    found = summary([
+        told("image", "colour", "red", "red"), told("image", "shape", "ring", "moon"),
+        told("video", "order", "first", "first", True), told("video", "order", "first", "second", True),
+        told("video", "motion", "grows", "grows"),
+    ])  # fmt: skip
+    assert (found["image"], found["image/colour"], found["order"]) == (50, 100, 50)
+    assert found["video"] == pytest.approx(66.667)
+    pope = pope_summary([
+        told("image", f"existence/{split}", truth, answer)
+        for split in ("random", "popular", "adversarial")
+        for truth, answer in (("yes", "yes"), ("yes", "Yes."), ("no", "yes"), ("no", "no"))
+    ])  # fmt: skip
+    assert pope["pope"] == pope["pope/random"] == 75 and pope["pope/yes"] == 75
+    assert pope["pope/f1"] == pytest.approx(80)
+
+
+# statistics
+
+
+def test_intervals_are_scipys():
+    values = [51.0, 53.5, 52.0, 54.0, 50.5]
+    low, high = t_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    low, high = bootstrap_interval(values)
+    assert min(values) < low < np.mean(values) < high < max(values)
+    assert bootstrap_interval(values) == (low, high), "the same draws each time"
+    assert bootstrap_interval([1.0]) is None and t_interval([1.0]) is None
+    assert bootstrap_interval([2.0, 2.0]) == (2.0, 2.0)
+    assert t_interval([2.0, 2.0]) is None, "two equal counts are no certainty"
+
+
+def test_no_seed_is_left_out_of_a_comparison():
+    assert paired_differences({0: 3.0, 1: 5.0}, {1: 4.0, 0: 1.0}) == {0: 2.0, 1: 1.0}
+    with pytest.raises(DataError, match="seed 2"):
+        paired_differences({0: 3.0, 1: 5.0, 2: 1.0}, {0: 1.0, 1: 4.0})
+
+
+@pytest.mark.parametrize(
+    "direction, interval, expected",
+    [
+        ("+", (0.1, 3), "agrees"), ("+", (-3, -0.1), "disagrees"), ("+", (-1, 1), "undecided"),
+        ("+", None, "undecided"), ("=", (-1, 1.9), "agrees"), ("=", (2.1, 3), "disagrees"),
+        ("=", (-5, -2.1), "disagrees"), ("=", (1, 3), "undecided"), ("=", (-3, 3), "undecided"),
+    ],
+)  # fmt: skip
+def test_verdicts(direction, interval, expected):
+    assert verdict(direction, interval, within=2.0) == expected
+
+
+# cells and their grid
+
+
+def test_a_cell_is_a_function_of_its_settings_and_seed(settings, folder, tmp_path):
+    one, two = (run_cell(settings, 3, Parts(folder, tmp_path / name, "cpu", progress=False)) for name in ("a", "b"))
+    for name in ("key", "metrics", "logs", "steps", "n"):
+        assert one[name] == two[name]
+    other = run_cell(settings, 4, Parts(folder, tmp_path / "a", "cpu", progress=False))
+    assert other["logs"] != one["logs"] and other["key"] != one["key"]
+    assert one["n"] == {"image": 15, "video": 15, "order": one["n"]["order"], "pope": one["n"]["pope"]}
+    assert {"image", "video", "pope", "pope/f1"} <= set(one["metrics"]) and one["baselines"] == {}
+    assert json.loads(json.dumps(one)) == one
+    assert not (tmp_path / "a" / "unfinished" / one["key"]).exists()
+
+
+def test_a_seed_draws_the_order_of_the_data_and_steps_follow_the_mixture(settings, parts, monkeypatch):
+    asked = []
+    for name in ("stage1", "stage2"):
+        stage = lambda model, records, config, *_, **__: asked.append((config.seed, config.steps, len(records))) or []  # noqa: E731
+        monkeypatch.setattr(cell_module, name, stage)
+    data = Data(WORLD, progress=False)
+    its = changed(settings, "stage1.steps=8", "stage2.steps=12", "data2.clips=0", "data2.budget=2")
+    cell_module.train_stages(parts.model(its, 7), its, 7, data, None, Path("nowhere"))
+    assert asked == [(7, 8, 12), (7, 12, 6)]
+
+
+def test_arms_with_the_same_encoders_share_features_and_a_seed_its_projector(settings, parts, monkeypatch):
+    starts = {}
+    before = cell_module.train_stages
+
+    def train_stages(model, its, seed, *rest, **options):
+        starts[its.data2.clips, seed] = model.projector.linear1.weight.clone()
+        return before(model, its, seed, *rest, **options)
+
+    monkeypatch.setattr(cell_module, "train_stages", train_stages)
+    run_cell(settings, 0, parts)
+    caches = set(Path(os.environ["MINIVLLAVA_CACHE"]).glob("features/*"))
+    run_cell(changed(settings, "data2.clips=0.5", "stage2.learning_rate=0.1"), 0, parts)
+    assert set(Path(os.environ["MINIVLLAVA_CACHE"]).glob("features/*")) == caches and len(caches) >= 2
+    assert torch.equal(starts[1.0, 0], starts[0.5, 0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("image_encoder=contrastive",),
+        ("image_encoder=mae", "model.image.masked=0.75"),
+        ("temporal=false", "model.video.frames=3", "model.keep_cls_video=true"),
+        ("language_model=trained", "model.language.width*=0.5", "model.language.mlp_width*=0.5"),
+        ("encoders=trained", "model.image.width*=0.5", "model.video.width*=0.5"),
+        ("data1.budget=0", "data2.images=0", "baselines=true"),
+        ("data2.budget=0", "model.projector=resampler", "model.select_layer=1"),
+    ],
+)
+def test_every_kind_of_arm_trains(settings, shared_parts, changes):
+    its = changed(settings, *changes)
+    result = run_cell(its, 0, shared_parts)
+    assert {"image", "video", "pope"} <= set(result["metrics"])
+    assert set(result["steps"]) == {n for n, d in (("stage1", its.data1), ("stage2", its.data2)) if d.budget}
+    assert set(result["baselines"]) == (
+        {"blind", "single frame", "shuffled frames", "majority"} if its.baselines else set()
+    )
+
+
+def test_further_modalities_are_plugged_into_one_finished_model(settings, parts, monkeypatch):
+    trained = []
+    before = cell_module.train_stages
+    monkeypatch.setattr(cell_module, "train_stages", lambda *a, **o: trained.append(1) or before(*a, **o))
+    results = {}
+    for depth in ("picture", "rgb", "mae", "bound"):
+        results[depth] = run_cell(changed(settings, f"depth={depth}"), 0, parts)
+        assert results[depth]["steps"] == {}, "no training of projector or language model"
+    tuned = run_cell(changed(settings, "depth=bound", "depth_tuning=0.5", "stage2.steps=4"), 0, parts)
+    assert tuned["steps"] == {"depth": 2} and len(trained) == 2, "once for each recipe and seed, whatever the arm"
+    assert all("depth" in result["metrics"] for result in results.values())
+    model = parts.model(settings, 0)
+    rgb, bound, mae = (
+        parts.depth_encoder(changed(settings, f"depth={depth}"))["layers.0.mlp.up.weight"]
+        for depth in ("rgb", "bound", "mae")
+    )
+    own = model.image_encoder.layers[0].mlp.up.weight
+    assert (
+        torch.equal(rgb, own) and not torch.equal(bound, own) and (bound - own).abs().mean() < (mae - own).abs().mean()
+    )
+
+
+def test_shipped_parts_of_other_sizes_are_refused(settings, parts):
+    with pytest.raises(ConfigError, match="--parts"):
+        parts.model(changed(settings, "model.language.layers=3"), 0)
+    with pytest.raises(ConfigError, match="image encoder"):
+        parts.model(changed(settings, "model.image.layers=3"), 0)
+
+
+def fake_cell(counts):
+    def run(settings, seed, parts):
+        counts.append(seed)
+        if len(counts) == 3:
+            raise KeyboardInterrupt
+        return {"key": cell_key(settings, seed, parts.fingerprint), "metrics": {"image": 50.0 + seed}}
+
+    return run
+
+
+def test_an_interrupted_grid_continues_and_computes_nothing_twice(settings, parts, monkeypatch):
+    arms = {"a": settings, "b": changed(settings, "stage2.steps=9"), "same as a": settings}
+    cells = grid(arms, 2, parts.fingerprint)
+    assert [(c.arm, c.seed) for c in cells[:4]] == [("a", 0), ("b", 0), ("same as a", 0), ("a", 1)]
+    counts = []
+    monkeypatch.setattr(runner_module, "run_cell", fake_cell(counts))
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(cells, parts)
+    assert len(list((parts.store / "cells").glob("*.json"))) == 2
+    found = run_grid(cells, parts)
+    assert len(counts) == 5 and len(found) == 4, "two before, one that broke, two after"
+    run_grid(cells, parts)
+    assert len(counts) == 5
+    read_cell(parts.store, cells[0].key)["metrics"]["image"] = 0
+    (parts.store / "cells" / f"{cells[0].key}.json").write_text("{")
+    with pytest.raises(Exception, match="delete it"):
+        run_grid(cells, parts)
+
+
+def test_known_results_are_not_computed_again(settings, parts, monkeypatch):
+    counts = []
+    monkeypatch.setattr(runner_module, "run_cell", fake_cell(counts))
+    cells = grid({"a": settings}, 2, parts.fingerprint)
+    found = run_grid(cells, parts, known={cells[0].key: {"key": cells[0].key, "mark": 1}})
+    assert counts == [1] and found[cells[0].key]["mark"] == 1
+
+
+def test_processes_share_a_grid_and_find_the_same_numbers(settings, folder, tmp_path):
+    arms = {"a": settings, "b": changed(settings, "model.projector=linear")}
+    found = {}
+    for processes in (1, 2):
+        parts = Parts(folder, tmp_path / str(processes), "cpu", progress=False)
+        cells = grid(arms, 2, parts.fingerprint)
+        found[processes] = run_grid(cells, parts, processes)
+    assert found[1].keys() == found[2].keys() and len(found[1]) == 4
+    for key, alone in found[1].items():
+        assert (alone["metrics"], alone["logs"]) == (found[2][key]["metrics"], found[2][key]["logs"])
+
+
+def test_ranks_of_a_launcher_work_for_themselves(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert stand_alone() == (1, 2)
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"} & set(os.environ)
+    assert stand_alone() == (0, 1)
+
+
+# results
+
+
+def made_up(study, start, seeds, weights="w"):
+    arms = study.settings(start)
+    cells = grid(arms, seeds, weights)
+    found = {}
+    for number, cell in enumerate(cells):
+        metrics = {name: 40 + 3 * list(arms).index(cell.arm) + 0.1 * number for name in (*study.metrics, "pope")}
+        baselines = {"blind": {name: 30.0 for name in study.metrics}} if cell.settings.baselines else {}
+        found[cell.key] = {
+            "key": cell.key, "seed": cell.seed, "metrics": metrics, "n": {"image": 9}, "baselines": baselines,
+            "seconds": 60, "peak_gib": 1.0, "made_with": {"machine": "here", "commit": "c0ffee"},
+        }  # fmt: skip
+    return cells, found
+
+
+@pytest.mark.parametrize("name", ("alignment", "time", "modality"))
+def test_results_show_every_seed_and_verdict(name, settings, tmp_path):
+    study = load_study(name)
+    cells, found = made_up(study, base_settings("tiny"), 3)
+    results = summarise(study, "tiny", cells, found)
+    assert json.loads(json.dumps(results))["seeds"] == [0, 1, 2]
+    assert len(results["cells"]) == 3 * len(study.arms)
+    for claim in results["claims"]:
+        assert len(claim["differences"]) == 3 and claim["verdict"] in ("agrees", "disagrees", "undecided")
+    file = write_results(results, tmp_path)
+    text = file.read_text()
+    assert f"{name}.png" in text and (tmp_path / f"{name}.png").stat().st_size > 10_000
+    for arm in results["arms"]:
+        assert f"| **{arm['label']}** |" in text
+        for value in arm["metrics"][study.metrics[0]]["values"].values():
+            assert f"{value:.1f}" in text
+    answers = write_answers(tmp_path).read_text()
+    assert all(f"[{name}]({name}.md)" in answers.splitlines()[5 + number] for number in study.questions)
+    assert finished_cells(tmp_path / f"{name}.json").keys() == found.keys()
+    assert whole_seeds(study.settings(base_settings("tiny")), "w", finished_cells(tmp_path / f"{name}.json")) == 3
+
+
+def test_a_seed_that_is_missing_is_told_and_never_dropped(settings):
+    study = load_study("alignment")
+    cells, found = made_up(study, base_settings("tiny"), 2)
+    del found[cells[-1].key]
+    with pytest.raises(DataError, match="mae-masked seed 1"):
+        summarise(study, "tiny", cells, found)
+
+
+def test_a_score_nobody_was_asked_for_is_said_so(settings, tmp_path):
+    study = load_study("projector")
+    cells, found = made_up(study, base_settings("tiny"), 1)
+    for result in found.values():
+        del result["metrics"]["order"]
+    results = summarise(study, "tiny", cells, found)
+    assert [c["verdict"] for c in results["claims"] if c["metric"] == "order"] == ["not asked"]
+    assert "not asked" in write_results(results, tmp_path).read_text()
+
+
+def test_the_config_hash_follows_what_is_compared():
+    study, tiny = load_study("layer"), base_settings("tiny")
+    hashes = {
+        summarise(study, "tiny", *made_up(study, start, seeds))["config_hash"]
+        for start, seeds in ((tiny, 1), (tiny, 3), (changed(tiny, "stage2.steps=9"), 1))
+    }
+    assert len(hashes) == 2, "not of how many seeds there are"
+
+
+def test_a_plan_counts_steps_cells_and_what_is_left(settings, parts):
+    study = load_study("stages")
+    rate = measured_rate(settings.model.language, torch.device("cpu"))
+    assert rate > 1e6
+    counted = set()
+    plan = plan_study(study, settings, 3, parts, rate, {}, counted)
+    arms = {arm.arm: arm for arm in plan.arms}
+    assert arms["both"].steps == (2, 2) and arms["stage2-long"].steps == (3,) and arms["both"].cells == 3
+    assert plan.minutes > 0 and 0.5 < plan.gib < 2
+    again = plan_study(study, settings, 3, parts, rate, {}, counted)
+    assert sum(arm.cells for arm in again.arms) == 0 and again.minutes == 0
+    cells, found = made_up(study, settings, 2, parts.fingerprint)
+    known = plan_study(study, settings, 3, parts, rate, found, set())
+    assert [arm.finished for arm in known.arms] == [2] * 5 and {arm.minutes for arm in known.arms} == {1.0}
+
+
+# the command
+
+
+@pytest.fixture
+def command(settings, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minivllava.ablations.settings.base_settings", lambda name: settings)
+    study = tmp_path / "mine.toml"
+    study.write_text(
+        "title = 'Mine'\nmetrics = ['image', 'video']\n[[arms]]\nname = 'a'\n[[arms]]\nname = 'b'\n"
+        "set = ['data1.budget=0']\n"
+        "[[claims]]\nmetric = 'image'\nbetter = 'a'\nthan = 'b'\nexpected = 'so'\n"
+    )
+    usual = ["--parts", str(folder), "--device", "cpu"]
+    return lambda *arguments: CliRunner().invoke(app, ["ablate", *arguments, *usual])
+
+
+def test_a_study_of_ones_own_by_one_command(command, monkeypatch):
+    planned = command("mine.toml", "--seeds", "2", "--dry-run")
+    assert planned.exit_code == 0 and "minutes" in planned.output, planned.output
+    assert not Path("runs/ablations/cells").exists()
+    told = command("mine.toml", "--seeds", "2", "--out", "out")
+    assert told.exit_code == 0, told.exception
+    assert "a beats b" in told.output and Path("out/mine.md").exists()
+    first = json.loads(Path("out/mine.json").read_text())
+    assert len(first["cells"]) == 4
+
+    monkeypatch.setattr(runner_module, "run_cell", lambda *_: pytest.fail("computed a finished cell again"))
+    again = command("mine.toml", "--seeds", "1", "--out", "out")
+    assert again.exit_code == 0, again.exception
+    second = json.loads(Path("out/mine.json").read_text())
+    assert second["cells"] == first["cells"], "seeds that were shown before are not dropped"
+
+
+def test_the_command_lists_studies_and_says_what_is_wrong(command):
+    listed = command("--list")
+    assert listed.exit_code == 0 and all(name in listed.output for name in study_names())
+    for arguments, told in (((), "Name a study"), (("nothing",), "no study 'nothing'")):
+        failed = command(*arguments)
+        assert failed.exit_code != 0 and isinstance(failed.exception, ConfigError) and told in str(failed.exception)
