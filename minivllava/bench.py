@@ -8,10 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from minivllava.config import preset
+from minivllava.ablations.parts import Parts
+from minivllava.ablations.plan import grid_costs
 from minivllava.data.build import WorldConfig, build_world
 from minivllava.data.dataset import load_records
 from minivllava.models.checkpoint import load_vllava
+from minivllava.presets import preset
 from minivllava.provenance import environment
 from minivllava.training.stages import stage2
 
@@ -31,6 +33,9 @@ def run_bench(checkpoint: str | Path, steps: int = 30) -> dict:
     seconds = _cold_start(checkpoint, world)
     figures["ask: seconds from cold start to answer"] = round(seconds["ask"], 2)
     figures["ask: share spent on importing torch"] = round(seconds["import torch"] / seconds["ask"], 2)
+    parts = Path(checkpoint).parent / "parts"
+    if parts.is_dir():
+        figures |= grid_costs("tiny", Parts(parts, "runs/ablations", progress=False))
     figures["peak memory of this process, GiB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return figures
 

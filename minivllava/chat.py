@@ -10,7 +10,7 @@ from minivllava.data.conversation import encode_conversation, placeholders, temp
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import media_kind
 from minivllava.data.tokenizer import pad_rows
-from minivllava.errors import DataError
+from minivllava.errors import CheckpointError, DataError
 from minivllava.models.generate import generate
 from minivllava.models.vllava import VideoLLaVA
 
@@ -33,8 +33,10 @@ def chat(
     answer piece by piece. sampling: `temperature` (0: greedy), `top_p`, `max_new_tokens`, `generator`.
 
     Raises MediaError for a file that cannot be read, DataError when placeholders and files disagree,
-    ContextLengthError when all of it is too long.
+    ContextLengthError when all of it is too long, CheckpointError for a model without a tokenizer.
     """
+    if model.tokenizer is None:
+        raise CheckpointError("The model has no tokenizer, so it reads no words: copy tokenizer files into its folder.")
     turns = [turn for asked, answered in history for turn in (("human", asked), ("gpt", answered))]
     turns = [{"from": speaker, "value": value} for speaker, value in (*turns, ("human", question))]
     if not any(placeholders(turn["value"]) for turn in turns):
@@ -80,7 +82,7 @@ def answer_prompts(
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     embeddings = model.embed(ids, [v.to(model.device) for row in visuals for v in row])
     answers = generate(
-        model.language_model, embeddings, lengths, stop=(model.tokenizer.eos,),
+        model.language_model, embeddings, lengths, stop=model.stop_tokens,
         max_new_tokens=max_new_tokens, **options,
     )  # fmt: skip
     return [model.tokenizer.decode(answer).strip() for answer in answers]

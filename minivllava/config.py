@@ -5,12 +5,18 @@ Vary a preset with `dataclasses.replace`, or with `override(preset, "stage2.step
 
 import dataclasses
 import json
+import types
 import typing
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 
 from minivllava.data.build import WorldConfig
 from minivllava.errors import ConfigError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, each colour's
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")  # what a VisionTowerConfig may hold
+PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models/projector.py says what each is
 
 
 def _check_heads(width: int, heads: int):
@@ -32,17 +38,86 @@ class VisionConfig:
     norm_eps: float = 1e-5
     temporal: bool = False
     frames: int = 8  # length of the learned temporal embedding; other lengths are interpolated
-    patch_dropout: float = 0.0  # share of patches hidden while training (LanguageBind: 0.3 for video)
+    patch_dropout: float = 0.0  # share of patches hidden while training (LanguageBind: 0.3 for video, 0.5 for depth)
+    masked: float = 0.0  # share hidden at all times, as `transformers` runs a masked autoencoder (0.75)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the pixels, each colour's."""
+        return CLIP_MEAN
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return CLIP_STD
 
     @property
     def grid(self) -> int:
         """Patches along one side of a frame."""
         return self.image_size // self.patch_size
 
+    @property
+    def patches(self) -> int:
+        """Patches of a frame that the encoder gives features of: all, but for those that are `masked`."""
+        return max(1, round(self.grid**2 * (1 - self.masked)))
+
     def __post_init__(self):
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
+
+
+@dataclass(frozen=True)
+class VisionTowerConfig:
+    """A CLIP or SigLIP vision tower of `transformers` where our image encoder, or our video encoder, stands."""
+
+    tower: dict  # its own config, as `transformers` writes it
+    temporal: bool = False  # clips: with our temporal attention before each layer; else frame by frame
+    frames: int = 8  # length of the learned temporal embedding
+    mean: tuple[float, ...] = CLIP_MEAN  # of the pixels that it was trained on
+    std: tuple[float, ...] = CLIP_STD
+
+    @property
+    def image_size(self) -> int:
+        return self.tower["image_size"]
+
+    @property
+    def patch_size(self) -> int:
+        return self.tower["patch_size"]
+
+    @property
+    def width(self) -> int:
+        return self.tower["hidden_size"]
+
+    @property
+    def heads(self) -> int:
+        return self.tower["num_attention_heads"]
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def masked(self) -> float:
+        return 0.0
+
+    @property
+    def has_cls(self) -> bool:
+        """CLIP's towers have a CLS token before the patches, SigLIP's have none."""
+        return self.tower["model_type"] == "clip_vision_model"
+
+    def __post_init__(self):
+        missing = {"model_type", "image_size", "patch_size", "hidden_size", "num_attention_heads"} - set(self.tower)
+        if missing:
+            raise ConfigError(f"The tower's config lacks {', '.join(sorted(missing))}.")
+        if self.tower["model_type"] not in VISION_TOWERS:
+            raise ConfigError(
+                f"{self.tower['model_type']!r} is no vision tower that fits here; choose one of "
+                f"{', '.join(VISION_TOWERS)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +138,28 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Rotary positions stretched beyond the context of pre-training.
+
+    "linear" slows every frequency by `factor` (Vicuna's 16k models); "llama3" slows those whose wavelength is
+    longer than the pre-training context / `low_freq_factor`, keeps those shorter than it / `high_freq_factor`,
+    and blends in between (Llama 3.1).
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3"):
+            raise ConfigError(f"There is no rope scaling {self.kind!r}; choose linear or llama3.")
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(f"high_freq_factor {self.high_freq_factor} is not above {self.low_freq_factor}.")
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """A LLaMA decoder; the defaults are Vicuna-7B v1.5."""
 
@@ -76,6 +173,7 @@ class LanguageConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     tie_embeddings: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
         _check_heads(self.width, self.heads)
@@ -84,13 +182,28 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
+class CausalLMConfig:
+    """A causal language model of `transformers` where our decoder stands."""
+
+    model: dict  # its own config, as `transformers` writes it
+    vocab_size: int
+    context: int
+    width: int
+    stop: tuple[int, ...] = ()  # ids that end an answer, beside the tokenizer's end of sequence
+
+    def __post_init__(self):
+        if "model_type" not in self.model:
+            raise ConfigError("The language model's config lacks model_type.")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Video-LLaVA: two encoders bound to one text encoder, a shared projector, a language model."""
 
-    image: VisionConfig = VisionConfig()
-    video: VisionConfig = VisionConfig(temporal=True)
+    image: VisionConfig | VisionTowerConfig = VisionConfig()
+    video: VisionConfig | VisionTowerConfig = VisionConfig(temporal=True)
     text: TextConfig = TextConfig()
-    language: LanguageConfig = LanguageConfig()
+    language: LanguageConfig | CausalLMConfig = LanguageConfig()
     embed_dim: int = 768  # the joint space of LanguageBind
     select_layer: int = -2  # hidden states that the projector reads: the layer before the last
     keep_cls_image: bool = False
@@ -98,12 +211,39 @@ class ModelConfig:
     template: str = "v1"
     stage1_template: str = "plain"
     aspect: str = "pad"  # pictures: "pad" to a square as in stage 2 of the paper, or "square" (centre crop)
+    stage1_aspect: str = "square"
+    frame_sampling: str = "linspace"  # of a clip: as the original; "arange", the port's; "opencv", its other reader's
+    image_token: int | None = None  # ids that stand for visual tokens beside -200, in the port's vocabulary
+    video_token: int | None = None
+    projector: str = "mlp"  # one of PROJECTORS; the paper's is the shared `mlp2x_gelu`
+    projector_queries: int = 16  # of the "resampler": tokens of each picture or clip
+
+    def __post_init__(self):
+        if self.projector not in PROJECTORS:
+            raise ConfigError(f"There is no projector {self.projector!r}; choose one of {', '.join(PROJECTORS)}.")
+        if self.image.width != self.video.width:
+            raise ConfigError(
+                f"The image encoder's width {self.image.width} is not the video encoder's {self.video.width}: "
+                "they share one projector, so give both the same width."
+            )
+        kept = [(name, getattr(self, f"keep_cls_{name}"), getattr(self, name)) for name in ("image", "video")]
+        for name, keep, tower in kept:
+            if keep and not getattr(tower, "has_cls", True):
+                raise ConfigError(f"keep_cls_{name}: the {name} encoder has no CLS token to keep; set it to false.")
+        for aspect in (self.aspect, self.stage1_aspect):
+            if aspect not in ("pad", "square"):
+                raise ConfigError(f"There is no aspect {aspect!r}; choose pad or square.")
+        if self.frame_sampling not in ("linspace", "arange", "opencv"):
+            raise ConfigError(f"There is no frame_sampling {self.frame_sampling!r}; choose linspace, arange or opencv.")
 
     def visual_tokens(self, kind: str, frames: int = 1) -> int:
         """Tokens that one picture, or one clip of `frames` frames, takes in the language model's context."""
+        if self.projector == "resampler":
+            return self.projector_queries
         if kind == "image":
-            return self.image.grid**2 + self.keep_cls_image
-        return frames * (self.video.grid**2 + self.keep_cls_video)
+            return self.image.patches + self.keep_cls_image
+        of_frame = self.video.patches + self.keep_cls_video
+        return frames + of_frame if self.projector == "pooling" else frames * of_frame
 
 
 @dataclass(frozen=True)
@@ -122,6 +262,10 @@ class TrainingConfig:
     checkpoint_every: int = 500  # steps
     log_every: int = 10
     seed: int = 0
+    projector_learning_rate: float = 0.0  # of the projector, where it has one of its own; 0: as all else
+    lora_rank: int = 0  # 0: all of the language model learns; else adapters of this rank on its linear layers
+    lora_alpha: int = 256
+    lora_dropout: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -144,21 +288,37 @@ def to_dict(config) -> dict:
 
 
 def from_dict(kind: type, values: dict):
-    """The inverse of `to_dict`. Raises ConfigError that names any unknown or missing field."""
+    """The inverse of `to_dict`; a field that is left out takes its default.
+
+    Raises ConfigError that names any unknown field, or one that has no default and is missing.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"A {kind.__name__} is an object of named fields, not {values!r}.")
     hints = typing.get_type_hints(kind)
     unknown = set(values) - set(hints)
     if unknown:
         raise ConfigError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}.")
-    arguments = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = from_dict(hints[name], value)
-        elif typing.get_origin(hints[name]) is dict:
-            value = {key: from_dict(typing.get_args(hints[name])[1], item) for key, item in value.items()}
-        elif isinstance(value, list):
-            value = tuple(value)
-        arguments[name] = value
-    return kind(**arguments)
+    needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
+    if needed - set(values):
+        raise ConfigError(f"{kind.__name__} lacks the field {', '.join(sorted(needed - set(values)))}.")
+    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(hint, value):
+    """A JSON value as its field wants it: nested configs (optional ones and dicts of them too), tuples for lists."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        kinds = [argument for argument in arguments if argument is not types.NoneType]
+        # of several configs, the one that has all these fields
+        known = (kind for kind in kinds if isinstance(value, dict) and set(value) <= set(typing.get_type_hints(kind)))
+        hint = next(known, kinds[0])
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
+        return {key: _typed(arguments[1], item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def override(config, *assignments: str):

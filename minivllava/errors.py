@@ -26,3 +26,7 @@ class CheckpointError(MinivllavaError):
 
 class ContextLengthError(MinivllavaError):
     """A conversation is longer than the language model's context."""
+
+
+class JudgeError(MinivllavaError):
+    """A judge's endpoint refuses, cannot be reached, or keeps replying what cannot be read as a verdict."""

@@ -1,9 +1,17 @@
-"""The presets `sample`, `demo`, `tiny`, `small`, `paper`: sizes and recipes by name."""
+"""The presets `sample`, `demo`, `tiny`, `small`, `smol`, `paper`: sizes and recipes by name."""
 
 import types
 from dataclasses import replace as with_changes
 
-from minivllava.config import LanguageConfig, ModelConfig, Preset, TextConfig, TrainingConfig, VisionConfig
+from minivllava.config import (
+    LanguageConfig,
+    ModelConfig,
+    Preset,
+    TextConfig,
+    TrainingConfig,
+    VisionConfig,
+    VisionTowerConfig,
+)
 from minivllava.data.build import WorldConfig
 from minivllava.errors import ConfigError
 
@@ -24,12 +32,12 @@ def _tiny() -> Preset:
             template="short",
             aspect="square",
         ),
-        world=WorldConfig(images=20_000, clips=12_000, align_images=24_000, align_clips=10_000, text_documents=120_000),
-        language=TrainingConfig(steps=2800, batch_size=32, learning_rate=2e-3, weight_decay=0.01, accumulation=2),
+        world=WorldConfig(images=12_000, clips=8_000, align_images=24_000, align_clips=10_000, text_documents=40_000),
+        language=TrainingConfig(steps=1200, batch_size=32, learning_rate=2e-3, weight_decay=0.01, accumulation=2),
         align_image=TrainingConfig(steps=1500, batch_size=256, learning_rate=1e-3, weight_decay=0.1),
         align_video=TrainingConfig(steps=800, batch_size=64, learning_rate=1e-3, weight_decay=0.1),
         stage1=TrainingConfig(steps=300, batch_size=48, learning_rate=3e-3, accumulation=2),
-        stage2=TrainingConfig(steps=4800, batch_size=32, learning_rate=1e-3, accumulation=2),
+        stage2=TrainingConfig(steps=2000, batch_size=32, learning_rate=1e-3, accumulation=2),
     )
 
 
@@ -110,7 +118,30 @@ def _paper() -> Preset:
     )
 
 
-PRESETS = types.MappingProxyType({"sample": _sample, "demo": _demo, "tiny": _tiny, "small": _small, "paper": _paper})
+def _smol() -> Preset:
+    """One GPU and real data: SigLIP's base tower, frame by frame, and SmolLM2-135M. recipes/smol.toml says the rest."""
+    tower = {
+        "model_type": "siglip_vision_model", "image_size": 224, "patch_size": 16, "hidden_size": 768,
+        "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    }  # fmt: skip
+    siglip = VisionTowerConfig(tower=tower, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    smollm2 = LanguageConfig(
+        vocab_size=49152, context=8192, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536,
+        rope_theta=100_000.0, tie_embeddings=True,
+    )  # fmt: skip
+    paper = _paper()
+    return with_changes(
+        paper,
+        name="smol",
+        model=ModelConfig(image=siglip, video=siglip, language=smollm2, template="chat"),
+        stage1=with_changes(paper.stage1, steps=782),
+        stage2=with_changes(paper.stage2, steps=1563, learning_rate=1e-4),
+    )
+
+
+PRESETS = types.MappingProxyType(
+    {"sample": _sample, "demo": _demo, "tiny": _tiny, "small": _small, "smol": _smol, "paper": _paper}
+)
 
 
 def preset(name: str) -> Preset:

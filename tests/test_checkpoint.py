@@ -1,7 +1,12 @@
 """Checkpoint folders: what goes in comes out, and whatever is wrong with one is said in a sentence."""
 
 import json
+import pickle
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +17,21 @@ from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 from minivllava import VideoLLaVA
 from minivllava.config import from_dict, override, preset, to_dict
 from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models import huggingface, storage
 from minivllava.models.checkpoint import (
     load_language,
     load_languagebind,
     load_tensors,
     load_vllava,
     save_model,
+    save_shards,
     save_tensors,
     write_folder,
 )
 from minivllava.models.language import LanguageModel
 from minivllava.models.vision import VideoEncoder
+
+LAYER = ["attention_norm", "attention.query", "attention.output", "mlp_norm", "mlp.gate", "mlp.down"]
 
 
 def same_weights(one, other) -> bool:
@@ -54,13 +63,12 @@ def test_round_trip(saved):
         "tokenizer.json",
     ]
     assert json.loads((path / "config.json").read_text())["notes"] == {"seed": 0}
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1, "who may read one file may read all"
     again = VideoLLaVA.from_pretrained(path)
     assert again.config == model.config and same_weights(again, model) and not again.training
     assert again.tokenizer.encode("red left") == model.tokenizer.encode("red left")
     trained = {name for name, p in again.named_parameters() if p.requires_grad}
-    assert trained == {
-        name for name in model.state_dict() if name.startswith(("projector.", "language_model."))
-    }
+    assert trained == {name for name in model.state_dict() if name.startswith(("projector.", "language_model."))}
     ids = torch.tensor([[1, 5, 6]])
     torch.testing.assert_close(again(ids), model(ids), rtol=0, atol=0)
 
@@ -171,8 +179,10 @@ def test_another_kind_of_checkpoint(copy, saved):
     refused(copy, "config.json", "'language'", "'video-llava'")
     with pytest.raises(CheckpointError, match="'video-llava'"):
         load_language(saved[0])
-    (copy / "config.json").write_text(json.dumps({"model_type": "video_llava", "text_config": {}}))
-    refused(copy, "config.json", "'video_llava'")
+    (copy / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "text_config": {}}))
+    refused(copy, "config.json", "'qwen2_vl'", "'llava'", "'video_llava'")
+    (copy / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {}}))  # pictures alone
+    refused(copy, "config.json", "'llava'")
 
 
 def test_a_config_of_another_version(copy, saved):
@@ -189,12 +199,27 @@ def test_a_config_of_another_version(copy, saved):
     refused(copy, "config.json")
 
 
+def test_a_config_that_does_not_say_all(copy, saved):
+    """What has been said since the beginning must be said; a later field's default is what was done before it."""
+    config = to_dict(saved[1].config)
+    for part, name in (("image", "activation"), ("language", "rope_theta"), ("video", "frames")):
+        change(copy, config=config | {part: {key: value for key, value in config[part].items() if key != name}})
+        refused(copy, "config.json", name)
+    change(copy, config={key: value for key, value in config.items() if key != "keep_cls_video"})
+    refused(copy, "config.json", "keep_cls_video")
+    config["language"].pop("rope_scaling")
+    change(copy, config={key: value for key, value in config.items() if key not in ("frame_sampling", "image_token")})
+    assert load_vllava(copy).config == saved[1].config
+
+
 def test_weights_of_another_config(copy, saved):
     config = to_dict(saved[1].config)
     change(copy, config=config | {"language": config["language"] | {"mlp_width": 64}})
     refused(copy, "model.safetensors", "layers.0.mlp.gate.weight is (48, 32), not (64, 32)")
     change(copy, config=config | {"language": config["language"] | {"layers": 3}})
-    refused(copy, "model.safetensors", "missing language_model.layers.2", "more")
+    refused(copy, "model.safetensors", *(f"missing language_model.layers.2.{part}.weight" for part in LAYER))
+    change(copy, config=config | {"language": config["language"] | {"layers": 20}})
+    refused(copy, "model.safetensors", "and 112 more")
     change(copy, config=config | {"language": config["language"] | {"layers": 1}})
     refused(copy, "unexpected language_model.layers.1")
 
@@ -215,6 +240,188 @@ def test_an_alias_of_nothing(copy):
     refused(copy, "model.safetensors")
     save_file({"a": torch.zeros(2)}, copy / "model.safetensors", metadata={"aliases": "{"})
     refused(copy, "model.safetensors")
+
+
+# weights in several files, and in PyTorch's own
+
+
+@pytest.fixture
+def sharded(saved, tmp_path):
+    """The checkpoint again, its weights in shards."""
+    path = shutil.copytree(saved[0], tmp_path / "sharded")
+    (path / "model.safetensors").unlink()
+    save_shards(saved[1].state_dict(), path, shard=20_000)
+    assert len(list(path.glob("*.safetensors"))) > 3
+    return path
+
+
+@pytest.fixture
+def pickled(saved, tmp_path):
+    """The checkpoint again, as two `.bin` files and their index."""
+    path = shutil.copytree(saved[0], tmp_path / "pickled")
+    (path / "model.safetensors").unlink()
+    names = list(saved[1].state_dict())
+    files = {name: f"pytorch_model-0000{1 + (number > 40)}-of-00002.bin" for number, name in enumerate(names)}
+    for file in set(files.values()):
+        torch.save({n: t for n, t in saved[1].state_dict().items() if files[n] == file}, path / file)
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    return path
+
+
+def test_shards(saved, sharded, pickled):
+    assert same_weights(load_vllava(sharded), saved[1])
+    assert same_weights(load_vllava(pickled), saved[1])
+    for path in (sharded, pickled):  # they say themselves how many they are
+        next(path.glob("*.index.json")).unlink()
+        assert same_weights(load_vllava(path), saved[1])
+
+
+def test_an_old_pickle(saved, pickled):
+    for file in pickled.glob("pytorch_model*"):
+        file.unlink()
+    torch.save(saved[1].state_dict(), pickled / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert same_weights(load_vllava(pickled), saved[1])
+
+
+@pytest.mark.parametrize("kind", ["sharded", "pickled"])
+def test_shards_that_are_not_whole(request, kind):
+    path = request.getfixturevalue(kind)
+    index = next(path.glob("*.index.json"))
+    last = sorted(path.glob("*-of-*"))[-1]
+    data = last.read_bytes()
+    for size in (0, 1, 100, len(data) // 2, len(data) - 1):
+        last.write_bytes(data[:size])
+        refused(path, last.name, "opy it again")
+    last.unlink()
+    refused(path, last.name, "missing", index.name)
+    card = json.loads(index.read_text())
+    index.unlink()
+    refused(path, last.name, "missing", "-00001-of-")
+    for text in ("{", "[]", json.dumps({"weight_map": {"a": "../../passwords"}}), json.dumps({"weight_map": {}})):
+        index.write_text(text)
+        refused(path, index.name)
+    first = sorted(set(card["weight_map"].values()))[0]
+    index.write_text(json.dumps({"weight_map": {"a": first}}))
+    refused(path, "missing language_model.norm.weight")
+
+
+def test_a_shard_twice(sharded):
+    first = sorted(sharded.glob("*.safetensors"))[0]
+    shutil.copy(first, sharded / "model-00099-of-00099.safetensors")
+    index = next(sharded.glob("*.index.json"))
+    card = json.loads(index.read_text())
+    card["weight_map"]["a"] = "model-00099-of-00099.safetensors"
+    index.write_text(json.dumps(card))
+    refused(sharded, first.name, "model-00099-of-00099.safetensors", "the same tensor")
+
+
+class Dangerous:
+    """A pickle that does something when it is read."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_that_executes_code(saved, pickled, tmp_path, old):
+    target = tmp_path / "executed"
+    stored = torch.load(pickled / "pytorch_model-00001-of-00002.bin", weights_only=True) | {"x": Dangerous(target)}
+    file = pickled / "pytorch_model-00001-of-00002.bin"
+    torch.save(stored, file, _use_new_zipfile_serialization=not old)
+    refused(pickled, file.name, "execute code")
+    file.write_bytes(pickle.dumps({"x": Dangerous(target)}))
+    refused(pickled, file.name, "execute code")
+    torch.save({"epoch": 3, "state_dict": {}}, file)
+    refused(pickled, file.name, "more than named tensors")
+    assert not target.exists()
+
+
+# memory
+
+
+def test_a_model_too_large_for_memory(copy, saved):
+    """Said from the config alone, before the weights are looked at."""
+    config = to_dict(saved[1].config)
+    change(copy, config=config | {"language": config["language"] | {"vocab_size": 10**13}})
+    message = refused(copy, "GB of memory", "float32", "is free on cpu")
+    assert float(re.search(r"needs ([\d,.]+) GB", message)[1].replace(",", "")) == pytest.approx(
+        2 * 10**13 * 32 * 4 / 1e9
+    )
+    assert float(re.search(r"and ([\d,.]+) [MG]B is free", message)[1].replace(",", "")) > 0
+
+
+def test_less_memory_is_free_than_the_machine_has(copy, monkeypatch):
+    from minivllava.models import memory
+
+    needed = 4 * sum(t.numel() for t in load_vllava(copy).state_dict().values())
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed)
+    load_vllava(copy)
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed - 1)
+    refused(copy, "of memory")
+    load_vllava(copy, dtype="bfloat16")
+
+
+PEAK = """
+import resource, sys, torch
+from minivllava.models.checkpoint import load_language
+torch.set_num_threads(1)
+load_language(sys.argv[1])
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+model, _ = load_language(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
+print(peak() - before, sum(t.numel() * t.itemsize for t in model.state_dict().values()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts memory as Linux does")
+@pytest.mark.parametrize(
+    "layout, stored, wanted", [("safetensors", "float16", "float32"), ("bin", "float32", "bfloat16")]
+)
+def test_peak_of_memory(tmp_path, layout, stored, wanted):
+    """No more than 1.15 times the weights in their final dtype, whatever the files hold."""
+    card = {
+        "model_type": "llama", "vocab_size": 4000, "hidden_size": 512, "intermediate_size": 1536,
+        "num_hidden_layers": 8, "num_attention_heads": 8,
+    }  # fmt: skip
+    for folder, layers in ((tmp_path / "warm", 1), (tmp_path / "large", 14 if wanted == "float32" else 28)):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(card | {"num_hidden_layers": layers}))
+        with torch.device("meta"):
+            names = LanguageModel(huggingface.language_config(json.loads((folder / "config.json").read_text()), ""))
+        tensors = {
+            huggingface.language_names([name])[name]: torch.zeros(tensor.shape, dtype=getattr(torch, stored))
+            for name, tensor in names.state_dict().items()
+        }
+        if layout == "bin":
+            torch.save(tensors, folder / "pytorch_model.bin")
+        else:
+            save_shards(tensors, folder, shard=60_000_000, alias=False)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "warm"), str(tmp_path / "large"), wanted]
+    done = subprocess.run(command, capture_output=True, text=True)
+    used, weights = map(int, done.stdout.split())
+    assert weights > 100e6 and used <= 1.15 * weights, done.stdout + done.stderr
+
+
+def test_numbers_that_weights_can_have(copy):
+    assert {t.dtype for t in load_vllava(copy, dtype="bfloat16").state_dict().values()} == {torch.bfloat16}
+    for dtype in ("int8", "bf16", torch.int64):
+        with pytest.raises(ConfigError, match="bfloat16"):
+            load_vllava(copy, dtype=dtype)
+
+
+def test_a_model_without_a_tokenizer(saved, tmp_path):
+    model = load_vllava(saved[0])
+    model.tokenizer = None
+    model.save_pretrained(tmp_path / "x")
+    again = load_vllava(tmp_path / "x")
+    assert again.tokenizer is None
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        again.chat("What is this?")
 
 
 # writing
@@ -243,9 +450,7 @@ def test_an_interrupted_write_leaves_the_old_folder_whole(tmp_path):
 def test_a_write_interrupted_while_renaming(tmp_path, monkeypatch, after):
     path = tmp_path / "model"
     write_folder(path, lambda folder: (folder / "a").write_text("old"))
-    from minivllava.models import checkpoint
-
-    replace, calls = checkpoint.os.replace, []
+    replace, calls = storage.os.replace, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -253,7 +458,7 @@ def test_a_write_interrupted_while_renaming(tmp_path, monkeypatch, after):
             raise KeyboardInterrupt
         replace(*arguments)
 
-    monkeypatch.setattr(checkpoint.os, "replace", interrupted)
+    monkeypatch.setattr(storage.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_folder(path, lambda folder: (folder / "a").write_text("new"))
     assert (path / "a").read_text() == "old" and listing(tmp_path) == ["model"]

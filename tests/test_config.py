@@ -38,7 +38,7 @@ def test_bad_overrides_say_what_is_wrong(assignment, told):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="tiny, small, paper"):
+    with pytest.raises(ConfigError, match="tiny, small, smol, paper"):
         preset("huge")
 
 

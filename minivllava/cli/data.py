@@ -22,17 +22,17 @@ def data(
 ):
     """Make the embedded world "Shapes in Motion", or inspect any LLaVA-format file."""
     if inspect is not None:
-        from minivllava.data.dataset import check_media, load_records, unique_files
+        from minivllava.data.dataset import broken_media, load_records, unique_files
 
         records = load_records(inspect, media)
-        _, broken = check_media(records, skip_broken=True)
+        broken = broken_media(records)
         turns = sum(len(row["conversations"]) // 2 for row in records)
         pictures, clips = (len(unique_files(records, kind)) for kind in ("image", "video"))
         print(
             f"{len(records)} records, {turns} answers, {pictures} pictures, {clips} clips, {len(broken)} broken files"
         )
-        for path in broken:
-            print(f"broken: {path}")
+        for reason in broken.values():
+            print(f"broken: {reason}")
         return
     from minivllava.config import override
     from minivllava.data.build import build_world

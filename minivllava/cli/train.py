@@ -1,5 +1,6 @@
 """Training: demo, train, export."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,9 @@ def train(
         bool, typer.Option("--skip-broken", help="Leave out records whose media is broken.")
     ] = False,
     epochs: Annotated[float, typer.Option(min=0, help="With --data: passes over your records.")] = 3.0,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Stage 2 with LoRA, as the original's script: rank 128, alpha 256.")
+    ] = False,
     change: Changes = [],  # noqa: B006
     device: Device = None,
 ):
@@ -51,7 +55,12 @@ def train(
     from minivllava.config import override
     from minivllava.presets import preset as named_preset
 
-    recipe = override(named_preset(preset), *change)
+    recipe = named_preset(preset)
+    if lora:
+        from minivllava.training.lora import lora_recipe
+
+        recipe = replace(recipe, stage2=lora_recipe(recipe.stage2))
+    recipe = override(recipe, *change)
     folder = RUNS / (name or preset)
     if data:
         if init is None:

@@ -17,6 +17,8 @@ from minivllava.config import ModelConfig
 from minivllava.data.build import cache_dir
 from minivllava.data.dataset import load_pixels
 
+VERSION = 1  # of decoding and preprocessing: another number, other files
+
 
 class MediaCache:
     """One array per file, all of one shape, in a memory-mapped .npy file. Called like a dict of tensors."""
@@ -47,7 +49,7 @@ def cache_media(
     """Pixels of every file (or `encode(pixels)` of each batch), from the cache where it has them.
 
     kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`; the cache's
-    key is that, the preprocessing, and each file's path, size and time of change. The file appears under its
+    key is that, the preprocessing and its VERSION, and each file's path, size and time of change. The file appears under its
     name only when it is complete.
     """
     from tqdm.auto import tqdm
@@ -56,7 +58,8 @@ def cache_media(
     frames = frames or config.video.frames
     vision = config.image if kind == "image" else config.video
     stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-    key = json.dumps([kind, vision.image_size, config.aspect, frames, dtype, fingerprint, stamps])
+    how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, frames, dtype]
+    key = json.dumps([VERSION, kind, *how, fingerprint, stamps])
     name = "features" if encode else "pixels"
     path = cache_dir() / name / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
     rows = {file: row for row, file in enumerate(files)}

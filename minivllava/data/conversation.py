@@ -6,9 +6,11 @@ encoded, and splicing is a masked assignment.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
+from minivllava.data.chat_template import chat_pieces
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError, ContextLengthError, DataError
 
@@ -19,7 +21,10 @@ PLACEHOLDERS = {"<image>": "image", "<video>": "video"}
 
 @dataclass(frozen=True)
 class Template:
-    """How turns become text (the original's `SeparatorStyle.TWO`)."""
+    """How turns become text (the original's `SeparatorStyle.TWO`).
+
+    An `end` of "</s>" stands for the tokenizer's end-of-sequence token, whatever that is called.
+    """
 
     system: str = ""
     user: str = "USER: "
@@ -27,6 +32,7 @@ class Template:
     after_user: str = " "
     end: str = "</s>"
     instructions: bool = True  # False: only placeholders and answers remain (template `plain`)
+    own: bool = False  # True: the chat template that comes with the tokenizer, in place of all the above
 
 
 _SYSTEM = "A chat between a curious {0} and an artificial intelligence assistant. The assistant gives helpful, \
@@ -36,6 +42,7 @@ TEMPLATES = {
     "llava_v1": Template(system=_SYSTEM.format("human", "human's")),
     "short": Template(),  # v1 without the system sentence, as the Hugging Face port prompts
     "plain": Template(user="", assistant="", after_user="", end="\n", instructions=False),
+    "chat": Template(own=True),
 }
 
 
@@ -63,24 +70,24 @@ def encode_conversation(
 
     visual_tokens: how many tokens each placeholder stands for, in order. The answers and the end-of-turn
     after each are learned; everything else has the label -100 (PAPER 1.7). A conversation that ends with a
-    human turn is a prompt: it closes with "ASSISTANT:", and nothing is learned from it.
+    human turn is a prompt: it closes with "ASSISTANT:", and nothing is learned from it. What looks like a
+    special token in a turn is ordinary text.
 
     Raises DataError when placeholders and visuals disagree or turns do not alternate, ContextLengthError
     when the result is longer than `context`. `where` names the record in messages.
     """
-    ids, labels, counts = [tokenizer.bos], [IGNORE], list(visual_tokens)
-    for text, learned in _pieces(turns, template, where):
-        for piece in _split(text):
-            if piece in PLACEHOLDERS:
-                if not counts:
-                    raise DataError(
-                        f"{where}: a placeholder {piece} has no file; name one, or take the placeholder out."
-                    )
-                new, keep = [VISUAL] * counts.pop(0), False
-            else:
-                new, keep = tokenizer.encode(piece), learned
+    counts = list(visual_tokens)
+    begins = tokenizer.bos is not None and not template.own  # a chat template writes its own beginning
+    ids, labels = ([tokenizer.bos], [IGNORE]) if begins else ([], [])
+    before = None
+    for is_text, group in groupby(_atoms(turns, tokenizer, template, where), lambda atom: _is_text(atom[0])):
+        run = list(group)
+        encoded = tokenizer.encode_run(run, before) if is_text else [_place(*atom, counts, where) for atom in run]
+        last = encoded[-1][0][-1:]
+        before = None if is_text or last in ([], [VISUAL]) else last[0]
+        for new, learned in encoded:
             ids += new
-            labels += new if keep else [IGNORE] * len(new)
+            labels += new if learned else [IGNORE] * len(new)
     if counts:
         raise DataError(
             f"{where}: {len(counts)} file(s) without a placeholder; write <image> or <video> in a human turn for each."
@@ -93,23 +100,48 @@ def encode_conversation(
     return ids, labels
 
 
-def _pieces(turns, template: Template, where: str):
-    """(text, is it learned) in order."""
-    yield template.system, False
+def _atoms(turns, tokenizer: Tokenizer, template: Template, where: str) -> Iterator[tuple[str | int, bool]]:
+    """Texts, placeholders and ids of special tokens in order, each with: is it learned?"""
     for number, turn in enumerate(turns):
-        speaker, value = turn["from"], turn["value"]
-        if speaker != ("human", "gpt")[number % 2]:
+        if turn["from"] != ("human", "gpt")[number % 2]:
             raise DataError(
-                f"{where}: turn {number + 1} is from {speaker!r}; turns must alternate human, gpt, human, ..."
+                f"{where}: turn {number + 1} is from {turn['from']!r}; turns must alternate human, gpt, human, ..."
             )
-        if speaker == "human":
+        if turn["from"] == "gpt" and placeholders(turn["value"]):
+            raise DataError(f"{where}: turn {number + 1}, an answer, holds a placeholder; only questions may.")
+    pieces = chat_pieces(turns, tokenizer, where) if template.own else _pieces(turns, tokenizer, template)
+    for piece, learned in pieces:
+        for atom in _split(piece) if isinstance(piece, str) else [piece]:
+            yield atom, learned
+
+
+def _place(atom: str | int, learned: bool, counts: list[int], where: str) -> tuple[list[int], bool]:
+    """The ids of a special token, or of a placeholder, which uses up the first of `counts`."""
+    if isinstance(atom, int):
+        return [atom], learned
+    if not counts:
+        raise DataError(f"{where}: a placeholder {atom} has no file; name one, or take the placeholder out.")
+    return [VISUAL] * counts.pop(0), False
+
+
+def _is_text(atom: str | int) -> bool:
+    return isinstance(atom, str) and atom not in PLACEHOLDERS
+
+
+def _pieces(turns, tokenizer: Tokenizer, template: Template) -> Iterator[tuple[str | int, bool]]:
+    """What `_atoms` gives, placeholders still in their texts."""
+    yield template.system, False
+    for turn in turns:
+        value = turn["value"]
+        if turn["from"] == "human":
             if not template.instructions:  # the original's `plain` keeps the placeholder alone
                 value = "".join(piece for piece in _split(value) if piece in PLACEHOLDERS)
             yield template.user + value + template.after_user + template.assistant, False
         else:
-            if placeholders(value):
-                raise DataError(f"{where}: turn {number + 1}, an answer, holds a placeholder; only questions may.")
-            yield (" " if template.assistant else "") + value + template.end, True
+            value = (" " if template.assistant else "") + value
+            yield (value, True) if template.end == "</s>" else (value + template.end, True)
+            if template.end == "</s>":
+                yield tokenizer.eos, True
 
 
 def _split(text: str) -> list[str]:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from minivllava.config import ModelConfig
-from minivllava.data.conversation import IGNORE, encode_conversation, placeholders, template
+from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, placeholders, template
 from minivllava.data.media import probe_media, read_image, read_video
 from minivllava.data.preprocess import preprocess_image, preprocess_video
 from minivllava.data.tokenizer import Tokenizer, pad_rows
-from minivllava.errors import DataError, MediaError
+from minivllava.errors import ContextLengthError, DataError, MediaError
 
 
 def load_records(files: str | Path | Sequence[str | Path], media: str | Path | None = None):
@@ -79,6 +79,8 @@ def _row(record, where: str, root: Path) -> dict:
     )
     if not turns or not well_formed:
         raise DataError(f"{where}: 'conversations' must be a list of {{'from': ..., 'value': ...}} texts.")
+    if turns[0]["from"] == "gpt" and len(turns) > 1:
+        turns = turns[1:]  # as the original does with ShareGPT's conversations, whose beginning was cut off
     for number, turn in enumerate(turns):
         if turn["from"] != ("human", "gpt")[number % 2]:
             raise DataError(f"{where}: turn {number + 1} is from {turn['from']!r}; turns must alternate human, gpt.")
@@ -116,14 +118,7 @@ def check_media(records, skip_broken: bool = False, progress: bool = True):
 
     Raises MediaError listing all broken files, unless `skip_broken`: then the records that need them go.
     """
-    from tqdm.auto import tqdm
-
-    broken: dict[str, str] = {}
-    for path in tqdm(unique_files(records), desc="check media", disable=not progress, leave=False):
-        try:
-            probe_media(path)
-        except MediaError as error:
-            broken[path] = str(error)
+    broken = broken_media(records, progress)
     if broken and not skip_broken:
         listed = "\n  ".join(broken.values())
         raise MediaError(
@@ -136,6 +131,19 @@ def check_media(records, skip_broken: bool = False, progress: bool = True):
     return records, sorted(broken)
 
 
+def broken_media(records, progress: bool = True) -> dict[str, str]:
+    """Decodes every file once: {path: what is wrong with it} of those that cannot be used."""
+    from tqdm.auto import tqdm
+
+    broken = {}
+    for path in tqdm(unique_files(records), desc="check media", disable=not progress, leave=False):
+        try:
+            probe_media(path)
+        except MediaError as error:
+            broken[path] = str(error)
+    return broken
+
+
 def unique_files(records, kind: str | None = None) -> list[str]:
     """Every file that records name, once, in order of first use; `kind` "image" or "video" selects."""
     columns = {"image": ["images"], "video": ["videos"], None: ["images", "videos"]}[kind]
@@ -145,14 +153,18 @@ def unique_files(records, kind: str | None = None) -> list[str]:
 def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tensor:
     """A file as its encoder wants it: picture (c, h, w) or clip (t, c, h, w), float32, normalised."""
     if kind == "image":
-        return preprocess_image(read_image(path), config.image.image_size, config.aspect)
-    return preprocess_video(read_video(path, frames), config.video.image_size)
+        vision = config.image
+        return preprocess_image(read_image(path), vision.image_size, config.aspect, vision.mean, vision.std)
+    vision = config.video
+    clip = read_video(path, frames, sampling=config.frame_sampling)
+    return preprocess_video(clip, vision.image_size, vision.mean, vision.std)
 
 
 class Conversations(torch.utils.data.Dataset):
     """Encoded records. Item i: dict of `input_ids`, `labels` (lists) and `visuals` (list of tensors).
 
-    load(path, kind) gives a visual's tensor: pixels, or cached features.
+    load(path, kind) gives a visual's tensor: pixels, or cached features. cut: tokens after which records end, as in the
+    original (never before their last visual token); 0: one that is too long for the context is an error.
     """
 
     def __init__(
@@ -163,6 +175,7 @@ class Conversations(torch.utils.data.Dataset):
         load: Callable[[str, str], Tensor],
         frames: int | None = None,
         template_name: str | None = None,
+        cut: int = 0,
     ):
         self.load = load
         frames = frames or config.video.frames
@@ -173,8 +186,10 @@ class Conversations(torch.utils.data.Dataset):
             kinds = [kind for turn in row["conversations"] for kind in placeholders(turn["value"])]
             ids, labels = encode_conversation(
                 row["conversations"], tokenizer, chat_template, [counts[kind] for kind in kinds],
-                config.language.context, row["where"],
+                None if cut else config.language.context, row["where"],
             )  # fmt: skip
+            if cut:
+                ids, labels = _cut(ids, labels, cut, row["where"])
             self.input_ids.append(torch.tensor(ids, dtype=torch.int32))
             self.labels.append(torch.tensor(labels, dtype=torch.int32))
             self.visuals.append(list(zip(row["visuals"], kinds, strict=True)))
@@ -192,6 +207,15 @@ class Conversations(torch.utils.data.Dataset):
         """How many records hold a picture only, a clip only, both, or neither."""
         names = {(): "text", ("image",): "image", ("video",): "video", ("image", "video"): "both"}
         return Counter(names[tuple(sorted({kind for _, kind in visuals}))] for visuals in self.visuals)
+
+
+def _cut(ids: list[int], labels: list[int], cut: int, where: str) -> tuple[list[int], list[int]]:
+    """The first `cut` tokens. Raises ContextLengthError where that would lose a visual token."""
+    if VISUAL in ids[cut:]:
+        raise ContextLengthError(
+            f"{where} has visual tokens beyond the first {cut} tokens: use fewer frames or pictures, or more context."
+        )
+    return ids[:cut], labels[:cut]
 
 
 @dataclass

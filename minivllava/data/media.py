@@ -7,7 +7,7 @@ Readers are opened and closed inside each call, so all of this is safe in forked
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +21,7 @@ from minivllava.errors import ConfigError, MediaError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # a picture or a clip: only the content tells
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv")
+Chooser = Callable[[int], np.ndarray]  # from how many frames there are to which of them to take
 
 
 def media_kind(path: str | Path) -> str:
@@ -56,36 +57,52 @@ def read_image(path: str | Path) -> np.ndarray:
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def frame_indices(total: int, frames: int) -> np.ndarray:
-    """Which of `total` frames to take: int64 (frames,), uniform from first to last, as the original samples.
+def frame_indices(total: int, frames: int, sampling: str = "linspace") -> np.ndarray:
+    """Which of `total` frames to take: int64 (frames,), uniform.
 
+    sampling: "linspace", from first to last, as the original; "arange", equal steps from the first, as the port
+    to `transformers` is used; "opencv", from the first to the fifth from the end, as the original's other reader.
     A clip with fewer frames than asked repeats some of them; a one-frame clip gives `frames` zeros.
     """
     if total < 1:
         raise MediaError("It has no frames: export the clip again.")
     if frames < 1:
         raise ConfigError(f"frames={frames}: ask for at least 1 frame.")
-    return np.linspace(0, total - 1, frames, dtype=np.int64)
+    if sampling == "linspace":
+        return np.linspace(0, total - 1, frames, dtype=np.int64)
+    if sampling == "arange":
+        return np.arange(0, total, total / frames)[:frames].astype(np.int64)
+    if sampling == "opencv":
+        return np.linspace(0, max(0, total - 5), frames, dtype=np.int64)
+    raise ConfigError(f"sampling={sampling!r}: choose linspace, arange or opencv.")
 
 
-def read_video(path: str | Path, frames: int | None = 8, backend: str | None = None) -> np.ndarray:
+def read_video(
+    path: str | Path, frames: int | None = 8, backend: str | None = None, sampling: str = "linspace"
+) -> np.ndarray:
     """Uniformly sampled frames of one clip as uint8 (t, h, w, 3), upright; `frames=None` reads all of them.
 
     `backend` "decord", "pyav" or "pil" forces one reader. Pixels are the same from each, save for chroma
-    interpolation in clips of odd height or more than 8 bits. Raises MediaError on anything but a whole clip.
+    interpolation in clips of odd height or more than 8 bits. `sampling` is that of `frame_indices`. Raises
+    MediaError on anything but a whole clip.
     """
     readers = {"decord": _read_decord, "pyav": _read_pyav, "pil": _read_pil}
     if backend is not None and backend not in readers:
         raise ConfigError(f"backend={backend!r}: choose one of {', '.join(readers)}, or None.")
     if frames is not None and frames < 1:
         raise ConfigError(f"frames={frames}: ask for at least 1 frame, or None for all.")
+    frame_indices(1, 1, sampling)  # no such sampling is an error of the caller, not of a reader
+
+    def choose(total: int) -> np.ndarray:
+        return frame_indices(total, total if frames is None else frames, sampling)
+
     file = _checked(path)
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         raise MediaError(f"{path} is a picture: use it as an image, or name a clip.")
     reasons = []
     for name in (backend,) if backend else _choose_readers(file):
         try:
-            return readers[name](file, frames)
+            return readers[name](file, choose)
         except Exception as error:  # decord raises bare Exceptions, PyAV and Pillow whatever a decoder met
             reasons.append(f"{name}: {_reason(error)}")
     raise MediaError(
@@ -196,16 +213,16 @@ def _choose_readers(file: str) -> tuple[str, ...]:
         return ("pyav",)
 
 
-def _read_decord(file: str, frames: int | None) -> np.ndarray:
+def _read_decord(file: str, choose: Chooser) -> np.ndarray:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     reader = decord.VideoReader(file, num_threads=1)
-    wanted, places = _wanted(len(reader), frames)
+    wanted, places = _wanted(len(reader), choose)
     return reader.get_batch(wanted).asnumpy()[places]
 
 
-def _read_pyav(file: str, frames: int | None) -> np.ndarray:
+def _read_pyav(file: str, choose: Chooser) -> np.ndarray:
     import av
 
     with av.open(file, metadata_errors="ignore") as container:
@@ -215,7 +232,7 @@ def _read_pyav(file: str, frames: int | None) -> np.ndarray:
         # headers miscount: 0 in MKV, 2,400 for 32 frames in AVI
         total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
     while True:
-        wanted, places = _wanted(total, frames)
+        wanted, places = _wanted(total, choose)
         kept, decoded = _decode_pyav(file, set(wanted.tolist()))
         if decoded == total:
             return np.stack(kept)[places]
@@ -241,9 +258,9 @@ def _decode_pyav(file: str, wanted: set[int]) -> tuple[list[np.ndarray], int]:
     return kept, count
 
 
-def _read_pil(file: str, frames: int | None) -> np.ndarray:
+def _read_pil(file: str, choose: Chooser) -> np.ndarray:
     with Image.open(file) as image:
-        wanted, places = _wanted(getattr(image, "n_frames", 1), frames)
+        wanted, places = _wanted(getattr(image, "n_frames", 1), choose)
         kept = []
         for index in wanted.tolist():
             image.seek(index)
@@ -251,9 +268,9 @@ def _read_pil(file: str, frames: int | None) -> np.ndarray:
     return np.stack(kept)[places]
 
 
-def _wanted(total: int, frames: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _wanted(total: int, choose: Chooser) -> tuple[np.ndarray, np.ndarray]:
     """The frames to decode, each once and in order, and where each of the clip's frames finds its own."""
-    return np.unique(frame_indices(total, total if frames is None else frames), return_inverse=True)
+    return np.unique(choose(total), return_inverse=True)
 
 
 def _reason(error: Exception) -> str:

@@ -6,18 +6,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 
+from minivllava.config import CLIP_MEAN, CLIP_STD
 from minivllava.errors import ConfigError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Colour = tuple[float, float, float]
 
 
-def preprocess_image(image: np.ndarray, size: int, aspect: str = "square") -> torch.Tensor:
+def preprocess_image(
+    image: np.ndarray, size: int, aspect: str = "square", mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD
+) -> torch.Tensor:
     """Picture uint8 (h, w, 3) to normalised float32 (3, size, size), as `transformers` does.
 
-    Short side to `size` (bicubic, antialiased), centre crop, CLIP mean and standard deviation. `aspect="pad"`
-    first pads to a square with the mean colour (LLaVA's expand2square: stage 2), "square" does not (stage 1).
-    Raises ConfigError on another aspect.
+    Short side to `size` (bicubic, antialiased), centre crop, mean and standard deviation. `aspect="pad"` first pads
+    to a square with the mean colour (LLaVA's expand2square: stage 2), "square" does not (stage 1). Raises
+    ConfigError on another aspect.
     """
     if aspect not in ("square", "pad"):
         raise ConfigError(f"aspect={aspect!r}: choose square or pad.")
@@ -25,7 +27,7 @@ def preprocess_image(image: np.ndarray, size: int, aspect: str = "square") -> to
     width, height = picture.size
     if aspect == "pad" and width != height:
         side = max(width, height)
-        padded = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in CLIP_MEAN))
+        padded = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
         padded.paste(picture, ((side - width) // 2, (side - height) // 2))
         picture, width, height = padded, side, side
     short = min(width, height)
@@ -34,17 +36,17 @@ def preprocess_image(image: np.ndarray, size: int, aspect: str = "square") -> to
     # rounds down, as transformers; torchvision's CenterCrop can start one pixel later at odd margins
     left, top = (width - size) // 2, (height - size) // 2
     pixels = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size))))
-    return rearrange(_normalise(pixels), "h w c -> c h w").contiguous()
+    return rearrange(_normalise(pixels, mean, std), "h w c -> c h w").contiguous()
 
 
-def preprocess_video(frames: np.ndarray, size: int) -> torch.Tensor:
+def preprocess_video(frames: np.ndarray, size: int, mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD) -> torch.Tensor:
     """Clip uint8 (t, h, w, 3) to normalised float32 (t, 3, size, size), as the original's decord transform.
 
-    CLIP mean and standard deviation, short side to `size` by plain bilinear interpolation (pytorchvideo's
+    Mean and standard deviation (CLIP's), short side to `size` by plain bilinear interpolation (pytorchvideo's
     ShortSideScale has no antialiasing), centre crop. The original then flips half of all clips at random, at
     inference too; left out, since a flip turns "moves left" into "moves right".
     """
-    pixels = rearrange(_normalise(torch.from_numpy(frames.copy())), "t h w c -> t c h w")
+    pixels = rearrange(_normalise(torch.from_numpy(frames.copy()), mean, std), "t h w c -> t c h w")
     height, width = pixels.shape[2:]
     if width < height:
         height, width = int(height / width * size), size
@@ -55,6 +57,6 @@ def preprocess_video(frames: np.ndarray, size: int) -> torch.Tensor:
     return pixels[:, :, top : top + size, left : left + size].contiguous()
 
 
-def _normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 (..., 3) to float32 (..., 3) with CLIP's statistics."""
-    return (pixels.float() / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+def _normalise(pixels: torch.Tensor, mean: Colour, std: Colour) -> torch.Tensor:
+    """uint8 (..., 3) to float32 (..., 3) with mean 0 and deviation 1 over the pixels that an encoder was trained on."""
+    return (pixels.float() / 255 - torch.tensor(mean)) / torch.tensor(std)

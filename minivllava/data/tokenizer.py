@@ -1,24 +1,28 @@
-"""A byte-level BPE tokenizer (Hugging Face `tokenizers`): any text has tokens, so nothing is out of vocabulary.
+"""Text to token ids and back: this project's own byte-level BPE, and any tokenizer that `transformers` reads.
 
-Special tokens follow LLaMA: `<unk>` 0 (also the padding), `<s>` 1, `</s>` 2. The end-of-text token of the
-text encoder, `<eot>`, has the largest id, as in CLIP, whose text encoder pools there.
+Ours (Hugging Face `tokenizers`) has tokens for any text, so nothing is out of vocabulary. Its special tokens
+follow LLaMA: `<unk>` 0 (also the padding), `<s>` 1, `</s>` 2. The end-of-text token of the text encoder,
+`<eot>`, has the largest id, as in CLIP, whose text encoder pools there.
+
+Neither kind ever reads a special token out of a text: "</s>" in a question is four ordinary characters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, ConfigError
 
 
 class Tokenizer:
-    """Text to ids and back. `pad`, `bos`, `eos`, `eot` are ids."""
+    """Text to ids and back. `pad`, `bos`, `eos`, `eot` are ids. See PretrainedTokenizer for those of others."""
 
     def __init__(self, backend):
         self.backend = backend
+        backend.encode_special_tokens = True  # as text, that is: like any other characters
         self.pad, self.bos, self.eos = (backend.token_to_id(t) for t in ("<unk>", "<s>", "</s>"))
         self.eot = backend.token_to_id("<eot>")
         # the same questions come up again and again
@@ -47,27 +51,60 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """Reads `tokenizer.json`. Raises CheckpointError when it is missing or broken."""
-        from tokenizers import Tokenizer as Backend
+    def from_pretrained(cls, source: str | Path) -> "Tokenizer":
+        """The tokenizer of a folder (or hub id): ours, or whatever `transformers.AutoTokenizer` reads.
 
+        Raises CheckpointError when there is none, or none that can be read.
+        """
+        from minivllava.data.pretrained_tokenizer import PretrainedTokenizer, tokenizer_folder
+
+        folder = tokenizer_folder(source)
+        file = folder / "tokenizer.json"
+        if file.is_file() and not (folder / "tokenizer_config.json").is_file():
+            tokenizer = cls._read(file)
+            if None not in (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.eot):
+                return tokenizer
+        return PretrainedTokenizer.read(folder)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Reads `tokenizer.json`, with the files beside it. Raises CheckpointError when it is missing or broken."""
         if not Path(path).is_file():
             raise CheckpointError(f"{path} is missing: a checkpoint folder needs its tokenizer.json.")
+        return cls.from_pretrained(Path(path).parent) if Path(path).name == "tokenizer.json" else cls._read(path)
+
+    @classmethod
+    def _read(cls, path: str | Path) -> "Tokenizer":
+        from tokenizers import Tokenizer as Backend
+
         try:
             return cls(Backend.from_file(str(path)))
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{path} is no tokenizer file ({error}): copy it again.") from error
 
     def save(self, path: str | Path):
-        self.backend.save(str(path))
+        """Writes tokenizer.json, which `from_pretrained` reads again. path: that file, or its folder."""
+        self.backend.save(str(Path(path) / "tokenizer.json" if Path(path).is_dir() else path))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens."""
+        """The ids of a text; nothing in it becomes a special token, and none are added."""
         return list(self._encode(text))
+
+    def encode_run(self, texts: Sequence[tuple[str, bool]], after: int | None = None) -> list[tuple[list[int], bool]]:
+        """The ids of texts that follow each other, each with its mark (is it learned).
+
+        after: the id of the special token right before them. Ours encodes each text for itself; a tokenizer
+        for which the neighbours matter encodes them together.
+        """
+        return [(self.encode(text), mark) for text, mark in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def render(self, messages: list[dict], prompt: bool) -> str:
+        """Messages as the tokenizer's own chat template writes them. Raises ConfigError: ours has none."""
+        raise ConfigError("The tokenizer has no chat template of its own: use the template v1 or short.")
 
     def pad_texts(self, texts: list[str], context: int) -> Tensor:
         """Texts for the text encoder: `<s>` text `<eot>`, right-padded, cut at `context`. (b, s) int64."""

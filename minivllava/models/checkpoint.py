@@ -1,52 +1,64 @@
-"""Checkpoints in this project's own layout: a folder of `config.json`, `model.safetensors`, `tokenizer.json`.
+"""Checkpoint folders: `from_pretrained`, `save_pretrained` and the training runs end up here.
 
-A folder appears under its name only when it is whole: it is written beside, then renamed. Tensors that are
-equal (the video encoder's spatial weights are the image encoder's) are stored once.
+In this project's own layout a folder holds `config.json`, `model.safetensors` (or shards) and `tokenizer.json`.
+It appears under its name only when it is whole: it is written beside, then renamed. Tensors that are equal (the
+video encoder's spatial weights are the image encoder's) are stored once.
+
+Other layouts are recognised by their config.json and need no conversion: original.py has the published ones,
+huggingface.py those of `transformers`; convert.py writes the latter.
 """
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from minivllava.config import LanguageConfig, ModelConfig, from_dict, to_dict
+from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig, from_dict, to_dict
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models import huggingface
+from minivllava.models.hub import Source
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
+from minivllava.models.memory import require_memory
+from minivllava.models.original import Original, is_languagebind, languagebind_config, languagebind_parts
+from minivllava.models.storage import (  # noqa: F401  (one place to import storage from)
+    check_tensors,
+    gathered,
+    is_main_process,
+    load_tensors,
+    save_shards,
+    save_tensors,
+    write_folder,
+)
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.models.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
 
 FORMAT = "minivllava/1"
+# What differs between the paper, the original code and its port, and can be chosen at load.
+SWITCHES = (
+    "keep_cls_image", "keep_cls_video", "template", "stage1_template", "aspect", "stage1_aspect", "frame_sampling",
+)  # fmt: skip
+# Fields that every config.json has had from the beginning. A later field may be missing: its default is what
+# was done before there was a choice.
+FIRST_FIELDS = {
+    VisionConfig: "image_size patch_size width layers heads mlp_width activation norm_eps temporal frames",
+    TextConfig: "vocab_size context width layers heads mlp_width activation norm_eps",
+    LanguageConfig: "vocab_size context width layers heads kv_heads mlp_width norm_eps rope_theta tie_embeddings",
+    ModelConfig: "image video text language embed_dim select_layer keep_cls_image keep_cls_video template "
+    "stage1_template aspect",
+    LanguageBindConfig: "encoders text embed_dim",
+}
+
+# out
 
 
 def save_vllava(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = None, notes: dict | None = None):
     """Writes a Video-LLaVA checkpoint folder. `notes` go into its config.json as they are."""
     save_model(model, path, "video-llava", dtype, notes)
-
-
-def load_vllava(path: str | Path, device: str | torch.device = "cpu", dtype=torch.float32) -> VideoLLaVA:
-    """Reads a Video-LLaVA checkpoint folder, in eval mode. Raises CheckpointError."""
-    config, tokenizer = read_config(path, "video-llava", ModelConfig)
-    return _fill(VideoLLaVA, config, path, device, dtype, tokenizer=tokenizer)
-
-
-def load_languagebind(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[LanguageBind, Tokenizer]:
-    """Reads a folder of bound encoders, in eval mode. Raises CheckpointError."""
-    config, tokenizer = read_config(path, "languagebind", LanguageBindConfig)
-    return _fill(LanguageBind, config, path, device, dtype), tokenizer
-
-
-def load_language(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[LanguageModel, Tokenizer]:
-    """Reads a language model's folder, in eval mode. Raises CheckpointError."""
-    config, tokenizer = read_config(path, "language", LanguageConfig)
-    return _fill(LanguageModel, config, path, device, dtype), tokenizer
 
 
 def save_model(
@@ -59,13 +71,18 @@ def save_model(
 ):
     """Writes any of the three kinds of model folder, all or nothing. Of several processes all call it, and one
     writes."""
+    kind_of_weights = getattr(getattr(model, "language_model", model), "quantized", None)
+    if kind_of_weights:
+        raise CheckpointError(f"A model rounded to {kind_of_weights} cannot be saved: save it whole, round at load.")
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     card = {"format": FORMAT, "kind": kind, "config": to_dict(model.config), "notes": notes or {}}
+    if tokenizer is None:
+        card["tokenizer"] = False  # none is missing, then
 
     tensors = gathered(model.state_dict())
 
     def write(folder: Path):
-        save_tensors(tensors, folder / "model.safetensors", dtype)
+        save_shards(tensors, folder, dtype)
         (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n")
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
@@ -73,128 +90,187 @@ def save_model(
     write_folder(path, write)
 
 
-def write_folder(path: str | Path, write: Callable[[Path], None]):
-    """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place in one step.
+# in
 
-    Of several processes all call it, and only the main one writes.
+
+def load_vllava(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32,
+    image_encoder: str | Path | None = None, video_encoder: str | Path | None = None, quantize: str | None = None,
+    **switches,
+) -> VideoLLaVA:  # fmt: skip
+    """Reads a Video-LLaVA, in eval mode: a folder or hub id, in this project's layout, in the original's, or in that
+    of the port to `transformers`.
+
+    dtype: of all weights, whatever the files have. image_encoder, video_encoder: LanguageBind folders or hub ids
+    to take the encoders from, for the original layout; else they come from the checkpoint, from folders beside it
+    with the names that its config.json gives, or from the hub. quantize: "int8" or "int4" rounds the language
+    model's weights once they are there (see quantize.py). switches: any of SWITCHES, e.g.
+    `keep_cls_video=False` for the tokens of the paper and its 2023 code.
+
+    Raises CheckpointError for whatever is wrong with the checkpoint or is too large for the device's memory.
     """
-    if not is_main_process():
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:8]
-    new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
-    new.mkdir()
+    source = Source.find(path)
+    card = source.card
+    if (image_encoder or video_encoder) and card.get("model_type") != "llava":
+        raise ConfigError(f"{path} brings its encoders: leave image_encoder and video_encoder out.")
+    if _is_ours(card):
+        config, tokenizer, parts = _ours(source, "video-llava", ModelConfig)
+    elif card.get("model_type") == "llava" and not isinstance(card.get("text_config"), dict):
+        original = _described(source, lambda: Original(source, image_encoder, video_encoder))
+        config, tokenizer, parts = original.config, _tokenizer(source), original.parts
+    elif card.get("model_type") == "video_llava":
+        config = _described(source, lambda: huggingface.model_config(card, source.folder / "config.json"))
+        tokenizer, parts = _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
+    else:
+        raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
+    unknown = set(switches) - set(SWITCHES)
+    if unknown:
+        raise ConfigError(f"There is no option {', '.join(sorted(unknown))}; there are {', '.join(SWITCHES)}.")
+    config = replace(config, **switches)
+    _check_vocabulary(tokenizer, config.language.vocab_size, source)
+    model = _build(VideoLLaVA, config, source, parts, device, dtype, tokenizer=tokenizer)
+    model.freeze_encoders()
+    if quantize is not None:
+        from minivllava.models.quantize import quantize as round_weights
+
+        round_weights(model.language_model, quantize)
+    return model
+
+
+def load_languagebind(
+    path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32
+) -> tuple[LanguageBind, Tokenizer | None]:
+    """Reads bound encoders, in eval mode: a folder or hub id, in this project's layout or in LanguageBind's (image,
+    video, depth; a LoRA is folded into the weights). Raises CheckpointError."""
+    source = Source.find(path)
+    if _is_ours(source.card):
+        config, tokenizer, parts = _ours(source, "languagebind", LanguageBindConfig)
+    elif is_languagebind(source.card):
+        config, tokenizer = _described(source, lambda: languagebind_config(source)), _tokenizer(source)
+
+        def parts(names):
+            return languagebind_parts(source, names)
+    else:
+        raise _unknown(source, "languagebind", "or LanguageBind's own")
+    _check_vocabulary(tokenizer, config.text.vocab_size, source)
+    return _build(LanguageBind, config, source, parts, device, dtype), tokenizer
+
+
+def load_language(
+    path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32
+) -> tuple[LanguageModel, Tokenizer | None]:
+    """Reads a language model, in eval mode: a folder or hub id, in this project's layout or a LLaMA in that of
+    `transformers` (Vicuna, TinyLlama, SmolLM2, Llama 3, Mistral). Raises CheckpointError."""
+    source = Source.find(path)
+    if _is_ours(source.card):
+        config, tokenizer, parts = _ours(source, "language", LanguageConfig)
+    elif source.card.get("model_type") in huggingface.LLAMAS:
+        file = source.folder / "config.json"
+        config = _described(source, lambda: huggingface.language_config(source.card, file))
+        tokenizer, parts = _tokenizer(source), _parts(source, huggingface.language_names)
+    else:
+        raise _unknown(source, "language", f"or one of transformers' {', '.join(huggingface.LLAMAS)}")
+    _check_vocabulary(tokenizer, config.vocab_size, source)
+    return _build(LanguageModel, config, source, parts, device, dtype), tokenizer
+
+
+def _build(model_type, config, source: Source, parts: Callable, device, dtype, **arguments) -> nn.Module:
+    """Builds a model on the meta device, asks for the memory, checks shapes, then puts the weights in."""
+    dtype = as_dtype(dtype)
+    with torch.device("meta"), WithoutFirstWeights():
+        model = _described(source, lambda: model_type(config, **arguments))
+    require_memory(count_weights(model), dtype, device, source.name)
+    return fill(model, parts(model.state_dict()), device, dtype)
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype by its name, e.g. "bfloat16". Raises ConfigError."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"There is no dtype {dtype!r} for weights; choose float32, bfloat16 or float16.")
+    return found
+
+
+def _is_ours(card: dict) -> bool:
+    return "format" in card or "kind" in card
+
+
+def _ours(source: Source, kind: str, config_type: type):
+    """The config, the tokenizer and the parts of a folder in our own layout. Raises CheckpointError."""
+    card, file = source.card, source.folder / "config.json"
+    if card.get("format") != FORMAT or card.get("kind") != kind:
+        raise _unknown(source, kind, "")
+    config = _described(source, lambda: _complete(config_type, card["config"]))
+    tokenizer = None if card.get("tokenizer") is False else Tokenizer.load(file.with_name("tokenizer.json"))
+    return config, tokenizer, _parts(source, lambda names: {name: name for name in names})
+
+
+def _complete(config_type: type, values: dict):
+    """A config that says all that the first configs said. Raises ConfigError."""
+    config = from_dict(config_type, values)
+
+    def check(config, values):
+        needed = FIRST_FIELDS.get(type(config), "").split()
+        missing = [name for name in needed if name not in values]
+        if missing:
+            raise ConfigError(f"{type(config).__name__} lacks the field {', '.join(missing)}.")
+        for name, value in values.items():
+            if isinstance(value, dict):
+                part = getattr(config, name) if not isinstance(config, dict) else config[name]
+                check(part, value)
+
+    check(config, values)
+    return config
+
+
+def _parts(source: Source, names: Callable[[Iterable[str]], dict], spelling: Callable[[str], str] = str) -> Callable:
+    return lambda ours: [Part(Weights(source.weights_folder(), spelling), names(ours))]
+
+
+def _described(source: Source, build: Callable):
+    """What a config.json describes. Raises CheckpointError that names the file."""
     try:
-        write(new)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
-    finally:
-        if old.exists() and not path.exists():  # stopped between the two renames
-            os.replace(old, path)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        return build()
+    except CheckpointError:
+        raise
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{source.folder / 'config.json'} does not fit this version: {reason}") from error
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one that writes files (of several that `accelerate launch` started)."""
-    return int(os.environ.get("RANK", "0")) == 0
+def _unknown(source: Source, kind: str, others: str) -> CheckpointError:
+    found = source.card.get("kind", source.card.get("model_type"))
+    needed = f"a {FORMAT} {kind!r} one {others}".strip()
+    return CheckpointError(
+        f"{source.folder / 'config.json'} describes a {found!r} checkpoint; {needed} is needed here."
+    )
 
 
-def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors in place of those that FSDP has sharded; every process must take part."""
-    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None):
-    """Writes tensors to a safetensors file; one that equals an earlier one is noted as its alias."""
-    kept: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    by_shape: dict[torch.Size, list[str]] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu()
-        if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(dtype)
-        candidates = by_shape.setdefault(tensor.shape, []) if tensor.numel() > 1 else []
-        twin = next((other for other in candidates if torch.equal(kept[other], tensor)), None)
-        if twin is not None:
-            aliases[name] = twin
-        else:
-            kept[name] = tensor.clone().contiguous()
-            candidates.append(name)
-    save_file(kept, path, metadata={"format": "pt", "aliases": json.dumps(aliases)})
+def _tokenizer(source: Source) -> Tokenizer | None:
+    """The tokenizer of somebody else's folder; None where it holds none."""
+    if not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    return Tokenizer.from_pretrained(source.folder)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file, aliases resolved. Raises CheckpointError that names the file."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the checkpoint is not whole; copy or train it again.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
-        return tensors | {name: tensors[twin] for name, twin in aliases.items()}
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): copy it again.") from error
+def _port_tokenizer(source: Source, config: ModelConfig) -> Tokenizer | None:
+    """The port's tokenizer, which must have the placeholders that its config.json names."""
+    tokenizer = _tokenizer(source)
+    for text, token in (("<image>", config.image_token), ("<video>", config.video_token)):
+        if tokenizer is not None and huggingface.token_id(tokenizer, text) != token:
+            raise CheckpointError(
+                f"{source.folder}: its tokenizer has no {text} with the id {token}, which config.json gives: copy the "
+                "tokenizer that belongs to the model."
+            )
+    return tokenizer
 
 
-def read_config(path: str | Path, kind: str, config_type: type):
-    """The config and the tokenizer of a checkpoint folder of one kind. Raises CheckpointError."""
-    path = Path(path)
-    file = path / "config.json"
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is no checkpoint folder: name the folder that holds config.json.")
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing: name the folder of a finished checkpoint.")
-    try:
-        card = json.loads(file.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} is no JSON ({error}): copy it again.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("kind") != kind:
-        found = card.get("kind", card.get("model_type")) if isinstance(card, dict) else None
-        raise CheckpointError(f"{file} describes a {found!r} checkpoint; a {FORMAT} {kind!r} one is needed here.")
-    try:
-        config = from_dict(config_type, card["config"])
-    except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} does not fit this version: {error}") from error
-    tokenizer = Tokenizer.load(path / "tokenizer.json")
-    room = getattr(config, "language", getattr(config, "text", config)).vocab_size
-    if len(tokenizer) > room:
+def _check_vocabulary(tokenizer: Tokenizer | None, room: int, source: Source):
+    if tokenizer is not None and len(tokenizer) > room:
         raise CheckpointError(
-            f"{path / 'tokenizer.json'} has {len(tokenizer)} tokens and the model's vocabulary holds {room}: "
+            f"{source.folder / 'tokenizer.json'} has {len(tokenizer)} tokens and the model's vocabulary holds {room}: "
             "copy the tokenizer that belongs to the model."
         )
-    return config, tokenizer
-
-
-def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: str | Path):
-    """Raises CheckpointError naming every missing, unexpected or misshapen tensor."""
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(f"{where} does not fit its config: {shown}. Use the config it was trained with.")
-
-
-def _fill(model_type, config, path, device, dtype, **arguments):
-    """Builds a model on the meta device, checks shapes against the file, then puts the weights in."""
-    file = Path(path) / "model.safetensors"
-    tensors = load_tensors(file)
-    with torch.device("meta"):
-        model = model_type(config, **arguments)
-    check_tensors(model.state_dict(), tensors, file)
-    # a tensor stored once for two parameters must become two, so that training one leaves the other alone
-    tensors = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(tensors, assign=True)
-    if isinstance(model, VideoLLaVA):
-        model.freeze_encoders()
-    for part in model.modules():
-        if isinstance(part, LanguageModel):
-            part.tie()
-    return model.eval()

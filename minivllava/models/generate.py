@@ -1,11 +1,22 @@
-"""Answering: prefill the prompts once, then one token at a time from the KV cache."""
+"""Answering: prefill the prompts once, then one token at a time from the KV cache.
 
-from collections.abc import Callable, Sequence
+On a CUDA GPU a step's shapes are fixed, so that its kernels are recorded once and replayed as one CUDA graph: a
+step of a 7B model takes its GPU 5 ms, and Python 20 to launch. `compiled` adds torch.compile, which fuses the
+kernels of a layer; compiling takes a minute or more, so it is for long answers and many of them.
+"""
+
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minivllava.errors import ConfigError, ContextLengthError
 from minivllava.models.language import KVCache, LanguageModel
+
+AHEAD = 8  # tokens that a GPU makes before the CPU looks at them: each look makes it wait
+WORTH_RECORDING = 16  # tokens from which on a CUDA graph is recorded
 
 
 @torch.inference_mode()
@@ -13,41 +24,132 @@ def generate(
     language_model: LanguageModel,
     prompts: Tensor,
     lengths: Tensor,
-    stop: Sequence[int],
+    stop: Collection[int],
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     on_token: Callable[[list[int]], None] | None = None,
+    cache: KVCache | None = None,
+    known: int = 0,
+    compiled: bool = False,
 ) -> list[list[int]]:
     """Continues a batch of prompts of different lengths until each emits a token of `stop`.
 
     prompts (b, s, d): embeddings, right-padded; lengths (b,): real tokens of each. temperature 0 is greedy.
-    Returns the new ids of each row, without the stop token. `on_token` sees each step's ids (b,), -1 for
-    rows that are done. Rows never exceed the model's context.
+    Returns the new ids of each row, without the stop token. A row ends when it has `max_new_tokens` or fills the
+    context; what it answers does not depend on the other rows. `on_token` sees each step's ids (b,), -1 for rows
+    that are done. cache: of earlier turns, whose first `known` positions the prompts go on from; it must have room
+    for prompts and answers.
+
+    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError for max_new_tokens < 1.
     """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens {max_new_tokens}: an answer needs room for at least 1 token.")
+    if not len(prompts):
+        return []
+    ends = [known + length for length in lengths.tolist()]
+    context = language_model.config.context
+    if max(ends) >= context:
+        raise ContextLengthError(
+            f"The prompt takes {max(ends)} tokens and the language model's context holds {context}: no room is left "
+            "for an answer; use fewer frames, pictures or turns."
+        )
     batch, width = prompts.shape[:2]
-    room = min(max_new_tokens, language_model.config.context - int(lengths.max()))
-    cache = KVCache.empty(language_model.config, batch, width + max(room, 0), like=prompts)
-    hidden = language_model(prompts, cache=cache)
-    last = hidden[torch.arange(batch, device=hidden.device), lengths - 1]
-    answers: list[list[int]] = [[] for _ in range(batch)]
-    running = [True] * batch
-    for step in range(room):
-        tokens = choose(language_model.logits(last), temperature, top_p, generator)
-        ids = tokens.tolist()
-        running = [alive and token not in stop for alive, token in zip(running, ids, strict=True)]
-        for answer, token, alive in zip(answers, ids, running, strict=True):
-            if alive:
-                answer.append(token)
-        if on_token is not None:
-            on_token([token if alive else -1 for token, alive in zip(ids, running, strict=True)])
-        if not any(running) or step == room - 1:
-            break
-        # each row writes after its own last token, over what padding left there
-        positions = (lengths + step)[:, None]
-        last = language_model(language_model.embed(tokens[:, None]), positions, cache)[:, 0]
-    return answers
+    rooms = [min(max_new_tokens, context - end) for end in ends]
+    if cache is None:
+        size = max(width, *(end + room for end, room in zip(ends, rooms, strict=True)))
+        cache = language_model.new_cache(batch, size, like=prompts)
+    positions = None
+    if known:
+        positions = known + torch.arange(width, device=prompts.device).expand(batch, -1)
+        positions = positions.clamp(max=cache.size - 1)  # of padding, where a shorter row ends early
+    hidden = language_model(prompts, positions, cache)
+    lengths = lengths.to(prompts.device)
+    logits = language_model.logits(hidden[torch.arange(batch, device=prompts.device), lengths - 1])
+    decoder = _Decoder(language_model, cache, (known + lengths)[:, None], max(rooms), compiled)
+    rows, unread = _Rows(rooms, stop, on_token), []
+    for step in range(1, max(rooms) + 1):
+        tokens = choose(logits, temperature, top_p, generator)
+        unread.append(tokens)
+        if len(unread) == decoder.ahead or step == max(rooms):
+            if not all(rows.take(ids) for ids in torch.stack(unread).tolist()):
+                break
+            unread.clear()
+        if step < max(rooms):
+            logits = decoder(tokens)
+    return rows.answers
+
+
+class _Decoder:
+    """Reads one token of each row, (b,), and gives the logits of the next, (b, v)."""
+
+    def __init__(self, language_model: LanguageModel, cache, positions: Tensor, steps: int, compiled: bool):
+        ours = isinstance(cache, KVCache)
+        if compiled and not ours:
+            raise ConfigError("compiled: only this package's own decoder can be; leave it out for another one.")
+        self.language_model, self.cache, self.options = language_model, cache, {"compiled": True} if compiled else {}
+        self.tokens, self.positions = torch.zeros_like(positions), positions  # (b, 1), written in place
+        self.ahead = AHEAD if positions.is_cuda else 1
+        self.recorded = ours and positions.is_cuda and steps >= WORTH_RECORDING
+        if self.recorded or compiled:
+            cache.read_all()
+        self.graph, self.logits = None, None
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        self.tokens.copy_(tokens[:, None])
+        if not self.recorded:
+            self.logits = self.step()
+        else:
+            if self.graph is None:
+                self.record()
+            self.graph.replay()
+        self.positions.add_(1).clamp_(max=self.cache.size - 1)  # a row that is done runs on until all are
+        return self.logits
+
+    def step(self) -> Tensor:
+        # one query against the cache: on a GPU what torch.compile makes of the formula is faster than a fused kernel
+        by_formula = sdpa_kernel(SDPBackend.MATH) if self.options and self.positions.is_cuda else nullcontext()
+        with by_formula:
+            embedded = self.language_model.embed(self.tokens)
+            hidden = self.language_model(embedded, self.positions, self.cache, **self.options)
+        return self.language_model.logits(hidden[:, 0])
+
+    def record(self):
+        """Records the kernels of a step. The steps before that let libraries set up what they must not set up while
+        being recorded; all write the same keys and values to the same place."""
+        with torch.cuda.device(self.positions.device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    self.step()
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits = self.step()
+
+
+class _Rows:
+    """The answers so far, and how many tokens each row may still add."""
+
+    def __init__(self, rooms: list[int], stop: Collection[int], on_token: Callable[[list[int]], None] | None):
+        self.rooms, self.stop, self.on_token = list(rooms), frozenset(stop), on_token
+        self.answers: list[list[int]] = [[] for _ in rooms]
+
+    def take(self, ids: list[int]) -> bool:
+        """Adds a step's tokens (b,) to the rows that run. Returns whether any still does."""
+        shown = [-1] * len(ids)
+        for row, token in enumerate(ids):
+            if self.rooms[row] and token in self.stop:
+                self.rooms[row] = 0
+            elif self.rooms[row]:
+                self.rooms[row] -= 1
+                self.answers[row].append(token)
+                shown[row] = token
+        if self.on_token is not None:
+            self.on_token(shown)
+        return any(self.rooms)
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:

@@ -4,14 +4,19 @@ Rotary positions rotate the two *halves* of a head against each other, as in the
 Vicuna's weights are stored for; the LLaMA paper rotates neighbouring pairs.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from minivllava.config import LanguageConfig
+from minivllava.config import LanguageConfig, RopeScaling
 from minivllava.models.layers import attention_weights
 
 
@@ -24,23 +29,53 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_angles(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles. positions (b, s) -> two (b, 1, s, e)."""
+def rotary_angles(
+    positions: Tensor, head_width: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, for `rotate`. positions (b, s) -> two (b, 1, s, e).
+
+    The sines that a head's first half is multiplied with come negated: that is the rotation's minus sign.
+    """
     exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
-    angles = positions.float()[..., None] / theta**exponents  # b s e/2
-    angles = repeat(angles, "b s e -> b 1 s (two e)", two=2)
-    return angles.cos(), angles.sin()
+    angles = positions.float()[..., None] * scaled_frequencies(1.0 / theta**exponents, scaling)  # b s e/2
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None]
+
+
+def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling | None) -> Tensor:
+    """The rotary frequencies of a model with a longer context than it was pre-trained with: (e/2,) -> (e/2,)."""
+    if scaling is None:
+        return frequencies
+    slowed = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slowed
+    turns = scaling.original_context * frequencies / (2 * math.pi)  # within the context of pre-training
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    return torch.lerp(slowed, frequencies, ((turns - low) / (high - low)).clamp(0, 1))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates each head's two halves against each other by its position's angle. (b, k, s, e)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+    halves_swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos.to(x.dtype), halves_swapped, sin.to(x.dtype))
+
+
+class LayerCache(NamedTuple):
+    """What one layer needs of the cache in one forward pass."""
+
+    keys: Tensor  # (b, k, s, e), of the positions that attention reads
+    values: Tensor
+    places: Tensor | None  # where the new positions go, (b, k, s, e); None: they are all there is
+    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: each sees itself and all before it
+
+    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores new keys and values (b, k, s, e); returns all there are to attend to."""
+        if self.places is None:
+            return self.keys.copy_(key), self.values.copy_(value)
+        return self.keys.scatter_(2, self.places, key), self.values.scatter_(2, self.places, value)
 
 
 @dataclass
@@ -52,23 +87,48 @@ class KVCache:
 
     keys: Tensor  # (layer, b, k, s, e)
     values: Tensor
-    used: int = 0  # positions that any row has written
+    used: int = 0  # positions 0 .. used - 1 may hold something; attention reads no further
 
     @classmethod
     def empty(cls, config: LanguageConfig, batch: int, size: int, like: Tensor) -> "KVCache":
         shape = (config.layers, batch, config.kv_heads, size, config.width // config.heads)
         return cls(like.new_zeros(shape), like.new_zeros(shape))
 
-    def update(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (b, k, s, e) at positions (b, s); returns all that is stored, (b, k, used, e)."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        self.keys[layer][rows, :, positions] = rearrange(key, "b k s e -> b s k e")
-        self.values[layer][rows, :, positions] = rearrange(value, "b k s e -> b s k e")
-        return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
+    @property
+    def size(self) -> int:
+        return self.keys.shape[3]
+
+    def read_all(self):
+        """From now on attention reads the whole cache, so every step has the same shapes and nobody has to ask the
+        device how far it is filled."""
+        self.used = self.size
+
+    def begin(self, positions: Tensor | None, length: int) -> list[LayerCache]:
+        """Each layer's share, for new positions (b, s); None: `length` of them from 0 on, as if it was empty."""
+        places = mask = None
+        if positions is None:
+            self.used = length
+        else:
+            if self.used < self.size:
+                self.used = max(self.used, int(positions.max()) + 1)
+            k, e = self.keys.shape[2], self.keys.shape[4]
+            places = repeat(positions, "b s -> b k s e", k=k, e=e)
+            mask = self._mask(positions)
+        layers = (stored[:, :, :, : self.used].unbind() for stored in (self.keys, self.values))
+        return [LayerCache(keys, values, places, mask) for keys, values in zip(*layers, strict=True)]
+
+    def _mask(self, positions: Tensor) -> Tensor | None:
+        if self.used < self.size and positions.shape[1] == 1 and int(positions.min()) == self.used - 1:
+            return None  # one new token in each row, at the end of all rows
+        unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
+        return self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
 
 
 class CausalAttention(nn.Module):
-    """Grouped-query self-attention with rotary positions, no biases. (b, s, d) -> (b, s, d)."""
+    """Grouped-query self-attention with rotary positions, no biases. ((b s), d) -> ((b s), d).
+
+    cos, sin: of the s positions, (b, 1, s, e) or (1, 1, s, e).
+    """
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -81,26 +141,26 @@ class CausalAttention(nn.Module):
 
     def split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys, values: (b, k, s, e) each, k = kv_heads for the last two."""
-        query = rearrange(self.query(x), "b s (k e) -> b k s e", k=self.heads)
-        key = rearrange(self.key(x), "b s (k e) -> b k s e", k=self.kv_heads)
-        value = rearrange(self.value(x), "b s (k e) -> b k s e", k=self.kv_heads)
+        cut, length = "(b s) (k e) -> b k s e", cos.shape[2]
+        query = rearrange(self.query(x), cut, s=length, k=self.heads)
+        key = rearrange(self.key(x), cut, s=length, k=self.kv_heads)
+        value = rearrange(self.value(x), cut, s=length, k=self.kv_heads)
         return rotate(query, cos, sin), rotate(key, cos, sin), value
 
-    def forward(self, x, cos, sin, positions: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
         query, key, value = self.split(x, cos, sin)
         mask = None
         if cache is not None:
-            key, value = cache.update(layer, positions, key, value)
-            seen = torch.arange(cache.used, device=x.device)
-            mask = seen <= positions[:, None, :, None]  # b 1 s used
-        grouped = self.kv_heads < self.heads
+            key, value = cache.update(key, value)
+            mask = cache.mask
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=cache is None, enable_gqa=grouped
-        )
-        return self.output(rearrange(mixed, "b k s e -> b s (k e)"))
+            query, key, value, attn_mask=mask, is_causal=mask is None and query.shape[2] > 1,
+            enable_gqa=self.kv_heads < self.heads,
+        )  # fmt: skip
+        return self.output(rearrange(mixed, "b k s e -> (b s) (k e)"))
 
     def weights(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The attention pattern, for looking inside. (b, s, d) -> (b, k, s, s); rows sum to 1."""
+        """The attention pattern, for looking inside. ((b s), d) -> (b, k, s, s); rows sum to 1."""
         query, key, _ = self.split(x, cos, sin)
         key = repeat(key, "b k s e -> b (k group) s e", group=self.heads // self.kv_heads)
         return attention_weights(query, key, causal=True)
@@ -120,7 +180,7 @@ class SwiGLU(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). (b, s, d) -> (b, s, d)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). ((b s), d) -> ((b s), d)."""
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -129,9 +189,16 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, cos, sin, positions, cache, layer) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, positions, cache, layer)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
         return x + self.mlp(self.mlp_norm(x))
+
+
+@functools.cache
+def compiled_layer() -> Callable:
+    """`DecoderLayer.forward` through torch.compile; all layers share what is compiled for a shape."""
+    # the tuning pays for products with a single row, which then read their weights at the memory's full speed
+    return torch.compile(DecoderLayer.forward, options={"coordinate_descent_tuning": True})
 
 
 class LanguageModel(nn.Module):
@@ -139,7 +206,13 @@ class LanguageModel(nn.Module):
 
     Without a cache, attention is causal over the s positions, so right-padding needs no mask: no real token
     can see it. With a cache, a query at position p sees what its row has stored at positions 0 .. p.
+
+    recomputed_layers: in training, the first so many layers keep none of their activations; the backward pass
+    computes them again (activation checkpointing). All but the layers' inputs is saved: 7B then trains in the
+    memory of its weights, gradients and optimiser, for a third more arithmetic. Gradients stay the same.
     """
+
+    recomputed_layers = 0
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -155,6 +228,11 @@ class LanguageModel(nn.Module):
         """Lets the head share the token embedding's weights, where the config asks for it."""
         if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names of weights that are another's, and that other: a head that shares the token embedding's."""
+        return {"head.weight": "token_embedding.weight"} if self.config.tie_embeddings else {}
 
     def initialise(self):
         """Normal weights of deviation sqrt(2 / 5d); those that write into the residual stream are smaller,
@@ -176,26 +254,45 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         attention: list[Tensor] | None = None,
+        compiled: bool = False,
     ) -> Tensor:
         """Hidden states after the last norm, (b, s, d).
 
         positions (b, s) default to 0 .. s - 1. A list given as `attention` receives every layer's pattern,
-        (b, k, s, s).
+        (b, k, s, s). compiled: runs layers that torch.compile has made, one for all of the same shapes.
         """
-        batch, length = embeddings.shape[:2]
+        length = embeddings.shape[1]
+        caches = cache.begin(positions, length) if cache is not None else [None] * len(self.layers)
         if positions is None:
-            positions = repeat(torch.arange(length, device=embeddings.device), "s -> b s", b=batch)
-        if cache is not None:
-            cache.used = max(cache.used, int(positions.max()) + 1)
+            positions = torch.arange(length, device=embeddings.device)[None]
         head_width = self.config.width // self.config.heads
-        cos, sin = rotary_angles(positions, head_width, self.config.rope_theta)
-        x = embeddings
-        for number, layer in enumerate(self.layers):
+        angles = rotary_angles(positions, head_width, self.config.rope_theta, self.config.rope_scaling)
+        cos, sin = (values.to(embeddings.dtype) for values in angles)
+        recomputed = self.recomputed_layers if torch.is_grad_enabled() and cache is None else 0
+        run = compiled_layer() if compiled else DecoderLayer.__call__
+        x = rearrange(embeddings, "b s d -> (b s) d")  # to all but attention, each token is alone
+        for number, (layer, layer_cache) in enumerate(zip(self.layers, caches, strict=True)):
             if attention is not None:
                 attention.append(layer.attention.weights(layer.attention_norm(x), cos, sin))
-            x = layer(x, cos, sin, positions, cache, number)
-        return self.norm(x)
+            if number < recomputed:
+                x = checkpoint(run, layer, x, cos, sin, use_reentrant=False)
+            else:
+                x = run(layer, x, cos, sin, layer_cache)
+        return rearrange(self.norm(x), "(b s) d -> b s d", s=length)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., v)."""
         return self.head(hidden)
+
+    def new_cache(self, batch: int, size: int, like: Tensor) -> KVCache:
+        """An empty cache of `batch` rows and positions 0 .. size - 1, of the dtype and on the device of `like`."""
+        return KVCache.empty(self.config, batch, size, like)
+
+    @classmethod
+    def from_pretrained(cls, path, **options) -> "LanguageModel":
+        """Loads a checkpoint folder or hub id; its tokenizer is in `.tokenizer`. See `checkpoint.load_language`."""
+        from minivllava.models.checkpoint import load_language
+
+        model, tokenizer = load_language(path, **options)
+        model.tokenizer = tokenizer
+        return model

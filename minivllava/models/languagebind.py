@@ -5,6 +5,7 @@ Image and text learn together first; every further modality is then bound to the
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,23 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
-from minivllava.config import TextConfig, VisionConfig
+from minivllava.config import TextConfig, VisionConfig, VisionTowerConfig
 from minivllava.models.text import TextEncoder
+from minivllava.models.tower import VisionTower
 from minivllava.models.vision import ImageEncoder, VideoEncoder
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound of the temperature
 
 
 @dataclass(frozen=True)
 class LanguageBindConfig:
     """Which modalities are bound, the text encoder that binds them, and the width of the joint space."""
 
-    encoders: dict[str, VisionConfig]
+    encoders: dict[str, VisionConfig | VisionTowerConfig]
     text: TextConfig
     embed_dim: int
 
 
-def build_encoder(config: VisionConfig) -> ImageEncoder | VideoEncoder:
-    """The encoder that a vision config describes: with temporal attention or without."""
-    return (VideoEncoder if config.temporal else ImageEncoder)(config)
+def build_encoder(config: VisionConfig | VisionTowerConfig, clips: bool = False) -> nn.Module:
+    """The encoder that a vision config describes, of pictures or of clips, ours or another's."""
+    if isinstance(config, VisionTowerConfig):
+        return VisionTower(config)
+    return (VideoEncoder if clips or config.temporal else ImageEncoder)(config)
 
 
 class LanguageBind(nn.Module):
@@ -55,7 +61,24 @@ class LanguageBind(nn.Module):
 
     def forward(self, modality: str, pixels: Tensor, ids: Tensor) -> Tensor:
         """The contrastive loss of b pairs, a scalar."""
+        if self.training:
+            # OpenCLIP bounds the parameter itself after each step: a bound in the loss alone would have no
+            # gradient above it, and a temperature that once passed it could never come back
+            with torch.no_grad():
+                self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         return info_nce(self.embed(modality, pixels), self.embed_text(ids), self.logit_scale)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options) -> "LanguageBind":
+        """Loads a checkpoint folder or hub id, of this project or of LanguageBind; its tokenizer is in `.tokenizer`.
+
+        See `minivllava.models.checkpoint.load_languagebind`.
+        """
+        from minivllava.models.checkpoint import load_languagebind
+
+        model, tokenizer = load_languagebind(path, **options)
+        model.tokenizer = tokenizer
+        return model
 
 
 def info_nce(visual: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -69,7 +92,7 @@ def info_nce(visual: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         all_visual, all_text = (torch.cat(all_gather(x)) for x in (visual, text))
         first = dist.get_rank() * len(visual)
-    scale = logit_scale.exp().clamp(max=100)
+    scale = logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
     partner = torch.arange(first, first + len(visual), device=visual.device)
     to_text = F.cross_entropy(scale * visual @ all_text.T, partner)
     to_visual = F.cross_entropy(scale * text @ all_visual.T, partner)

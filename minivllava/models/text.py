@@ -17,7 +17,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position = nn.Parameter(torch.randn(config.context, config.width) * 0.01)
+        self.position = nn.Parameter(torch.empty(config.context, config.width))
+        nn.init.normal_(self.position, std=0.01)
         self.layers = nn.ModuleList(EncoderLayer(config, causal=True) for _ in range(config.layers))
         self.post_norm = nn.LayerNorm(config.width, config.norm_eps)
         nn.init.normal_(self.token_embedding.weight, std=0.02)

@@ -16,6 +16,7 @@ temporal embedding; there is no random flip.
 """
 
 import copy
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -40,8 +41,10 @@ class PatchEmbedding(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.projection = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
-        self.cls = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
-        self.position = nn.Parameter(torch.randn(1 + config.grid**2, config.width) * 0.02)
+        self.cls = nn.Parameter(torch.empty(config.width))
+        self.position = nn.Parameter(torch.empty(1 + config.grid**2, config.width))
+        nn.init.normal_(self.cls, std=config.width**-0.5)
+        nn.init.normal_(self.position, std=0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = rearrange(self.projection(pixels), "b d h w -> b (h w) d")
@@ -52,18 +55,24 @@ class PatchEmbedding(nn.Module):
 class ImageEncoder(nn.Module):
     """Pre-LN ViT. pixels (b, c, h, w), normalised -> VisionOutput with hidden states (b, n, d)."""
 
-    layer_type = EncoderLayer
-
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
         self.embedding = PatchEmbedding(config)
         self.pre_norm = nn.LayerNorm(config.width, config.norm_eps)
-        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(self.build_layer(config) for _ in range(config.layers))
         self.post_norm = nn.LayerNorm(config.width, config.norm_eps)
 
+    def build_layer(self, config: VisionConfig) -> EncoderLayer:
+        return EncoderLayer(config)
+
     def forward(self, pixels: Tensor) -> VisionOutput:
-        hidden = [self.pre_norm(self.embedding(pixels))]
+        x = self.embedding(pixels)
+        if self.training and self.config.patch_dropout:
+            x = drop_patches(x, 1, self.config.patch_dropout)
+        if self.config.masked:
+            x = keep_patches(x, seeded_choice(pixels, self.config.grid**2, self.config.patches))
+        hidden = [self.pre_norm(x)]
         for layer in self.layers:
             hidden.append(layer(hidden[-1]))
         return VisionOutput(self.post_norm(hidden[-1][:, 0]), hidden)
@@ -80,18 +89,22 @@ class VideoEncoderLayer(EncoderLayer):
 
     def __init__(self, config: VisionConfig):
         super().__init__(config)
-        self.temporal_embedding = nn.Parameter(torch.randn(1, config.frames, config.width) * config.width**-0.5)
+        self.temporal_embedding = nn.Parameter(torch.empty(1, config.frames, config.width))
+        nn.init.normal_(self.temporal_embedding, std=config.width**-0.5)
         self.temporal_norm = nn.LayerNorm(config.width, config.norm_eps)
         self.temporal_attention = Attention(config.width, config.heads)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
+        return super().forward(self.over_time(x, frames))
+
+    def over_time(self, x: Tensor, frames: int) -> Tensor:
+        """Each position attends over the t frames; residual. ((b t), n, d) -> the same."""
         positions = x.shape[1]
         x = rearrange(x, "(b t) n d -> (b n) t d", t=frames)
         if frames > 1:
             x = x + self.interpolated_embedding(frames)
         x = x + self.temporal_attention(self.temporal_norm(x))
-        x = rearrange(x, "(b n) t d -> (b t) n d", n=positions)
-        return super().forward(x)
+        return rearrange(x, "(b n) t d -> (b t) n d", n=positions)
 
     def interpolated_embedding(self, frames: int) -> Tensor:
         """The temporal embedding at `frames` evenly spaced moments: (1, t, d). Exact at its own length."""
@@ -103,9 +116,13 @@ class VideoEncoderLayer(EncoderLayer):
 
 
 class VideoEncoder(ImageEncoder):
-    """The ViT with temporal attention. pixels (b, t, c, h, w) -> hidden states (b, t, n, d), any t >= 1."""
+    """The ViT with temporal attention. pixels (b, t, c, h, w) -> hidden states (b, t, n, d), any t >= 1.
 
-    layer_type = VideoEncoderLayer
+    Without `config.temporal` it sees each frame for itself, as the port to `transformers` does.
+    """
+
+    def build_layer(self, config: VisionConfig) -> EncoderLayer:
+        return VideoEncoderLayer(config) if config.temporal else EncoderLayer(config)
 
     def forward(self, pixels: Tensor) -> VisionOutput:
         clips, frames = pixels.shape[:2]
@@ -114,7 +131,7 @@ class VideoEncoder(ImageEncoder):
             x = drop_patches(x, frames, self.config.patch_dropout)
         hidden = [self.pre_norm(x)]
         for layer in self.layers:
-            hidden.append(layer(hidden[-1], frames))
+            hidden.append(layer(hidden[-1], frames) if self.config.temporal else layer(hidden[-1]))
         hidden = [rearrange(x, "(b t) n d -> b t n d", b=clips) for x in hidden]
         # not `post_norm(...).mean(1)` on hidden states of the middle: the original pools the last CLS only
         return VisionOutput(self.post_norm(hidden[-1][:, :, 0]).mean(1), hidden)
@@ -149,5 +166,19 @@ def drop_patches(x: Tensor, frames: int, share: float) -> Tensor:
     patches = x.shape[1] - 1
     kept = max(1, round(patches * (1 - share)))
     noise = torch.randn(len(x) // frames, patches, device=x.device)
-    chosen = repeat(noise.topk(kept).indices, "b n -> (b t) n d", t=frames, d=x.shape[-1])
-    return torch.cat([x[:, :1], x[:, 1:].gather(1, chosen)], dim=1)
+    return keep_patches(x, repeat(noise.topk(kept).indices, "b n -> (b t) n", t=frames))
+
+
+def keep_patches(x: Tensor, chosen: Tensor) -> Tensor:
+    """CLS and the chosen patches of each picture, in the order of choice. (b, 1 + n, d), (b, k) -> (b, 1 + k, d)."""
+    return torch.cat([x[:, :1], x[:, 1:].gather(1, repeat(chosen, "b k -> b k d", d=x.shape[-1]))], dim=1)
+
+
+def seeded_choice(pixels: Tensor, patches: int, kept: int) -> Tensor:
+    """`kept` random patches of each picture, shuffled, (b, kept): always the same for the same pixels.
+
+    `transformers`' ViTMAE draws anew at each call, at inference too; features could then not be repeated.
+    """
+    seeds = (zlib.crc32(picture.numpy().tobytes()) for picture in pixels.detach().float().cpu())
+    chosen = [torch.randperm(patches, generator=torch.Generator().manual_seed(seed))[:kept] for seed in seeds]
+    return torch.stack(chosen).to(pixels.device)

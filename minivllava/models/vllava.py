@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minivllava.config import ModelConfig
+from minivllava.config import CausalLMConfig, ModelConfig
+from minivllava.data.chat_template import end_of_turn
 from minivllava.data.conversation import IGNORE, VISUAL
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import build_encoder
-from minivllava.models.projector import Projector
+from minivllava.models.pretrained import PretrainedLanguageModel
+from minivllava.models.projector import build_projector, pool_clip
 
 
 class Loss(NamedTuple):
@@ -39,9 +41,10 @@ class VideoLLaVA(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.image_encoder = build_encoder(config.image)
-        self.video_encoder = build_encoder(config.video)
-        self.projector = Projector(config.image.width, config.language.width)
-        self.language_model = LanguageModel(config.language)
+        self.video_encoder = build_encoder(config.video, clips=True)
+        self.projector = build_projector(config)
+        elsewhere = isinstance(config.language, CausalLMConfig)
+        self.language_model = (PretrainedLanguageModel if elsewhere else LanguageModel)(config.language)
         self.freeze_encoders()
 
     def freeze_encoders(self):
@@ -57,15 +60,20 @@ class VideoLLaVA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.projector.linear1.weight.device
+        return next(self.projector.parameters()).device
 
     # from visuals to tokens
 
     def features(self, visual: Tensor) -> Tensor:
-        """Frozen features of a batch: pictures (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d)."""
+        """Frozen features of a batch: pictures (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d).
+
+        With the projector "pooling", clips are pooled here, since that has nothing to learn: (b, t + n, d).
+        """
         if visual.ndim == 4:
             return self.image_encoder.features(visual, self.config.select_layer, self.config.keep_cls_image)
         features = self.video_encoder.features(visual, self.config.select_layer, self.config.keep_cls_video)
+        if self.config.projector == "pooling":
+            return pool_clip(features)
         return rearrange(features, "b t n d -> b (t n) d")
 
     def encode_visuals(self, visuals: Sequence[Tensor]) -> Tensor:
@@ -74,23 +82,29 @@ class VideoLLaVA(nn.Module):
         Each visual is a picture (c, h, w), a clip (t, c, h, w), or features (n, d) that `features` gave
         before. Those of one shape run through their encoder as one batch.
         """
-        found: list[Tensor | None] = [v if v.ndim == 2 else None for v in visuals]
+        like = next(self.projector.parameters())
+        found: list[Tensor | None] = [v.to(like) if v.ndim == 2 else None for v in visuals]
         for shape in {v.shape for v in visuals if v.ndim > 2}:
             group = [i for i, v in enumerate(visuals) if v.shape == shape]
-            batch = torch.stack([visuals[i] for i in group]).to(self.projector.linear1.weight)
+            batch = torch.stack([visuals[i] for i in group]).to(like)
             for i, features in zip(group, self.features(batch), strict=True):
                 found[i] = features
         if not found:  # a batch of text alone still touches the projector, as gradient all-reduce wants it
-            found = [torch.zeros(0, self.config.image.width)]
-        return self.projector(torch.cat(found).to(self.projector.linear1.weight))
+            found = [like.new_zeros(0, self.config.image.width)]
+        return self.projector.tokens(found)
 
     def embed(self, input_ids: Tensor, visuals: Sequence[Tensor]) -> Tensor:
         """Token embeddings with the visual tokens spliced in where ids are -200: (b, s) -> (b, s, d).
 
-        Raises DataError when the visuals do not fill the -200s exactly.
+        The placeholder ids of a model from the port, `config.image_token` and `config.video_token`, stand for
+        visual tokens too. Visuals fill all of these places in the order of the ids. Raises DataError when they do
+        not fill them exactly.
         """
         tokens = self.encode_visuals(visuals)
         places = input_ids == VISUAL
+        for token in (self.config.image_token, self.config.video_token):
+            if token is not None:
+                places = places | (input_ids == token)
         if int(places.sum()) != len(tokens):
             raise DataError(
                 f"The text holds {int(places.sum())} places for visual tokens and the visuals give "
@@ -113,6 +127,12 @@ class VideoLLaVA(nn.Module):
         logits = self.language_model.logits(hidden[:, :-1][learned])
         total = F.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="sum")
         return Loss(total, learned.sum())
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Ids that end an answer: the tokenizer's end of sequence, the language model's own, the template's."""
+        own = [end_of_turn(self.tokenizer)] if self.config.template == "chat" else []
+        return tuple({self.tokenizer.eos, *getattr(self.config.language, "stop", ()), *own})
 
     # use and storage; the code lives in chat.py and checkpoint.py
 

@@ -22,7 +22,6 @@ from minivllava.data.dataset import unique_files
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError
 from minivllava.models.languagebind import LanguageBind
-from minivllava.models.vision import VideoEncoder
 from minivllava.models.vllava import Loss
 from minivllava.training.language import only
 from minivllava.training.loop import Task, train
@@ -59,7 +58,7 @@ def align_video(
     """
     torch.manual_seed(training.seed)  # the temporal embedding begins at random
     video = model.encoders["video"]
-    start = VideoEncoder.from_image_encoder(video.config, model.encoders["image"])
+    start = type(video).from_image_encoder(video.config, model.encoders["image"])
     video.load_state_dict(start.state_dict())
     model.projections["video"].load_state_dict(model.projections["image"].state_dict())
     only(model, model.projections["video"])

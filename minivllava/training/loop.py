@@ -9,7 +9,8 @@ the whole batch, however it is cut into processes and accumulation steps.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Task:
     count: Callable[[Any], int]  # learned tokens (or pairs) of a batch
     loss: Callable[[nn.Module, Any], Loss]
     lengths: np.ndarray | None = None  # of each sample; accumulation steps are cut along them to pad less
+    ahead: bool = False  # whether the next step's batches are collated while this one is computed
 
 
 def shuffled_batches(samples: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
@@ -74,12 +76,19 @@ def train(
 
     Returns the log: dicts of `step`, `loss` (mean since the last), `learning_rate`, `grad_norm`, `seconds`,
     `tokens` (learned), `waiting` (share of the time spent on data). Raises CheckpointError when the state
-    belongs to another run, ConfigError when the batch does not divide.
+    belongs to another run, ConfigError when the batch does not divide or there is no such device.
     """
     from accelerate import Accelerator
     from tqdm.auto import tqdm
 
+    if device not in (None, "cpu", "cuda", "mps", "xpu"):
+        raise ConfigError(
+            f"Training runs on the CPU or on an accelerator, and {device!r} is neither: use cpu, or leave it out; "
+            "CUDA_VISIBLE_DEVICES chooses among GPUs."
+        )
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
+    if device not in (None, accelerator.device.type):
+        raise ConfigError(f"This machine has no {device}: take --device out, or use --device cpu.")
     ranks, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % (ranks * config.accumulation):
         raise ConfigError(
@@ -91,25 +100,29 @@ def train(
     model.train()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     parameters = {n: p for n, p in accelerator.unwrap_model(wrapped).named_parameters() if p.requires_grad}
-    state = _State(Path(folder) / "state", parameters, optimizer, config)
+    state = _State(Path(folder) / "state", parameters, optimizer, config, accelerator.scaler)
     start, log = state.load()
 
     bar = tqdm(
         total=config.steps, initial=start, desc=label, unit="step",
         disable=not (progress and accelerator.is_main_process),
     )  # fmt: skip
+    def parts_of(step: int) -> list:
+        indices = task.plan(step)
+        if task.lengths is not None:
+            indices = indices[np.argsort(task.lengths[indices], kind="stable")]
+        return [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
+
+    batches = _ahead(parts_of, range(start, config.steps)) if task.ahead else map(parts_of, range(start, config.steps))
     window = _Window()
     for step in range(start, config.steps):
         torch.manual_seed(((config.seed * 1_000_003) + step) * 1_009 + rank)
         rate = learning_rate(step, config)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
 
         began = time.perf_counter()
-        indices = task.plan(step)
-        if task.lengths is not None:
-            indices = indices[np.argsort(task.lengths[indices], kind="stable")]
-        parts = [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
+        parts = next(batches)
         window.waiting += time.perf_counter() - began
 
         counts = [task.count(part) for part in parts]
@@ -141,11 +154,25 @@ def train(
     return log
 
 
+def _ahead(parts_of: Callable[[int], list], steps: range) -> Iterator[list]:
+    """What `parts_of` gives for each step, made in another thread while the step before is computed."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for step in steps:
+            parts = coming.result() if coming else parts_of(step)
+            coming = thread.submit(parts_of, step + 1) if step + 1 in steps else None
+            yield parts
+
+
 def _groups(parameters: dict[str, nn.Parameter], config: TrainingConfig) -> list[dict]:
-    """Weight decay for matrices alone; norms, biases, embeddings of positions and scales go without."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    """Weight decay for matrices alone; norms, biases, embeddings of positions and scales go without. The projector
+    may have a learning rate of its own: `share` is what a group's is of the schedule's."""
+    share = config.projector_learning_rate / config.learning_rate if config.projector_learning_rate else 1.0
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((share if name.startswith("projector.") else 1.0, decay), []).append(parameter)
+    return [{"params": group, "share": share, "weight_decay": decay} for (share, decay), group in groups.items()]
 
 
 class _Window:
@@ -178,8 +205,9 @@ class _Window:
 class _State:
     """An unfinished run on disk: trained weights and AdamW's moments (safetensors), step and log (JSON)."""
 
-    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, config: TrainingConfig):
+    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, config: TrainingConfig, scaler):
         self.folder, self.parameters, self.optimizer = folder, parameters, optimizer
+        self.scaler = scaler  # of the loss, with fp16 alone
         self.config = to_dict(config)
 
     def save(self, step: int, log: list[dict]):
@@ -195,6 +223,8 @@ class _State:
             if p in self.optimizer.state
         }
         card = {"step": step, "config": self.config, "updates": counts, "log": log}
+        if self.scaler is not None:
+            card["scaler"] = self.scaler.state_dict()
         weights, moments = gathered(self.parameters), gathered(moments)
 
         def write(folder: Path):
@@ -212,8 +242,9 @@ class _State:
             card = json.loads((self.folder / "state.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{self.folder} cannot be read ({error}): delete it to start over.") from error
-        if card["config"] != self.config:
-            changed = [key for key in self.config if card["config"].get(key) != self.config[key]]
+        known = to_dict(TrainingConfig()) | card["config"]  # of before a field was there: its default
+        if known != self.config:
+            changed = [key for key in self.config if known.get(key) != self.config[key]]
             raise CheckpointError(
                 f"{self.folder} is of a run with another {', '.join(changed)}: give this run another name, or delete "
                 "that folder to start over."
@@ -233,6 +264,8 @@ class _State:
                             for k in ("exp_avg", "exp_avg_sq")
                         },
                     }
+        if self.scaler is not None:
+            self.scaler.load_state_dict(card["scaler"])
         return card["step"], card["log"]
 
 

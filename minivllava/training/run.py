@@ -7,7 +7,9 @@ runs/NAME/
     log.json                    every training step's log
 """
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from minivllava.config import ModelConfig, Preset, TrainingConfig, to_dict
+from minivllava.config import ModelConfig, Preset, TrainingConfig, from_dict, to_dict
 from minivllava.data.build import build_world
 from minivllava.data.dataset import check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
@@ -45,7 +47,7 @@ class Run:
         file = self.folder / "run.json"
         if file.exists():
             known = json.loads(file.read_text())
-            changed = [key for key in description if known.get(key) != description[key]]
+            changed = [key for key in description if _completed(key, known.get(key)) != description[key]]
             if changed:
                 raise CheckpointError(
                     f"{self.folder} is a run with another {', '.join(changed)}: give this run another name, or delete "
@@ -53,7 +55,7 @@ class Run:
                 )
         elif is_main_process():
             self.folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(description | {"made_with": environment()}, indent=1) + "\n")
+            _write(file, json.dumps(description | {"made_with": environment()}, indent=1) + "\n")
         self.barrier()
 
     def step(self, name: str, train: Callable[[Path], list[dict]], save: Callable[[Path], None]) -> Path:
@@ -72,7 +74,7 @@ class Run:
 
     def write_log(self, name: str, log: list[dict]):
         logs = self.logs() | {name: log}
-        (self.folder / "log.json").write_text(json.dumps(logs) + "\n")
+        _write(self.folder / "log.json", json.dumps(logs) + "\n")
 
     def logs(self) -> dict[str, list[dict]]:
         """Each finished step's log."""
@@ -84,6 +86,22 @@ class Run:
         """Waits until every process of the run is here."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
+
+
+def _completed(key: str, value):
+    """A description that was written before a field was there, with the field's default."""
+    kind = {"preset": Preset, "training": TrainingConfig}.get(key)
+    try:
+        return value if kind is None else to_dict(from_dict(kind, value))
+    except ConfigError:  # of a field that is no longer there
+        return value
+
+
+def _write(file: Path, text: str):
+    """Writes a file whole or not at all."""
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(text)
+    os.replace(unfinished, file)
 
 
 def train_video_llava(preset: Preset, folder: str | Path, parts: str | Path | None = None, **options) -> VideoLLaVA:
@@ -161,12 +179,13 @@ def finetune(
     """
     records = load_records(files, media)
     records, skipped = check_media(records, skip_broken, options.get("progress", True))
-    share = max(1, min(training.batch_size, len(records)) // training.accumulation)
-    batch_size = share * training.accumulation
+    parts = training.accumulation * int(os.environ.get("WORLD_SIZE", 1))  # that a batch is cut into
+    batch_size = max(1, min(training.batch_size, len(records)) // parts) * parts
     steps = max(1, round(epochs * len(records) / batch_size))
     training = replace(training, batch_size=batch_size, steps=steps)
     model = load_vllava(init)
-    run = Run(folder, {"training": to_dict(training), "start": str(init), "data": [str(f) for f in files]})
+    data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
+    run = Run(folder, {"training": to_dict(training), "start": str(init), "data": data})
     path = run.step(
         "model",
         lambda state: stage2(model, records, training, state, **options),

@@ -1,0 +1,45 @@
+"""Training on real data: recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minivllava.cli.app import RUNS, Changes, Device, app
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="smol, paper, or a TOML file like theirs.")],
+    root: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")],
+    run: Annotated[
+        str | None, typer.Option("--name", help="The run's folder under runs/; by default the recipe's name.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will take.")] = False,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Stage 2 with LoRA, as the original's script: rank 128, alpha 256.")
+    ] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out records whose pictures or clips are not there.")
+    ] = False,
+    change: Changes = [],  # noqa: B006
+    device: Device = None,
+):
+    """Train both stages on real data, from published encoders and a published language model.
+
+    Example: minivllava recipe smol --root /data/video-llava --skip-missing
+    """
+    from minivllava.training.recipe import read_recipe, train_recipe
+
+    told = read_recipe(name)
+    if plan:
+        from minivllava.training.plan import plan_recipe
+
+        for line in plan_recipe(told, root, tuple(change), lora, skip_missing):
+            print(line)
+        return
+    folder = RUNS / (run or Path(name).stem)
+    _, missing = train_recipe(told, root, folder, tuple(change), lora, skip_missing, device=device)
+    if missing:
+        print(f"Left out the records of {len(missing)} missing file(s), such as {missing[0]}")
+    print(f"The model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")

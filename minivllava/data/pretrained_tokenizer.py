@@ -1,0 +1,136 @@
+"""Other people's tokenizers, with the interface of ours: those of Vicuna, Llama 3, SmolLM2, Qwen, CLIP, ...
+
+What differs from ours: a beginning-of-sequence token is there only where the tokenizer itself adds one; texts
+that follow each other are encoded together, since SentencePiece marks the beginning of a text; and a tokenizer
+without padding pads with `<unk>` as the original code does for Vicuna, or else with its end of sequence.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from itertools import groupby
+from pathlib import Path
+
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import CheckpointError
+
+_FILES = ("*token*", "vocab*", "merges.txt", "chat_template*", "*.model", "config.json")
+_ORIGIN = ("is_local", "local_files_only", "name_or_path")  # what transformers notes of where the files were found
+
+
+class PretrainedTokenizer(Tokenizer):
+    """A `transformers` tokenizer. `pad`, `bos`, `eos`, `eot` are ids; all but `eos` may be None.
+
+    `specials` maps the text of each special token to its id.
+    """
+
+    def __init__(self, tokenizer):
+        self.backend = tokenizer
+        self.eos = tokenizer.eos_token_id
+        if self.eos is None:
+            raise CheckpointError("The tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json.")
+        begins = tokenizer("").input_ids[:1]
+        self.bos = tokenizer.bos_token_id if begins == [tokenizer.bos_token_id] else None
+        candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, self.eos)
+        self.pad = next(token for token in candidates if token is not None)
+        self.eot = self.eos if self.eos == len(tokenizer) - 1 else None  # CLIP's text encoder pools at it
+        # the same questions come up again and again
+        self._encode = lru_cache(1 << 16)(self._encode_after)
+
+    @classmethod
+    def read(cls, folder: Path) -> "PretrainedTokenizer":
+        """Reads a folder's tokenizer, whichever files it is made of. Raises CheckpointError."""
+        from transformers import AutoTokenizer, LlamaTokenizer
+
+        file = folder / "tokenizer_config.json"
+        try:
+            card = json.loads(file.read_text()) if file.is_file() else {}
+            vicuna = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+            if vicuna and card.get("tokenizer_class", "Llama").startswith("Llama"):
+                # AutoTokenizer would choose by the *model's* type, which Video-LLaVA's config.json calls "llava", and
+                # lose the leading space. A config that does not say so means the old handling, as in 2023.
+                return cls(LlamaTokenizer.from_pretrained(folder, legacy=card.get("legacy", True)))
+            return cls(AutoTokenizer.from_pretrained(folder))
+        except ImportError as error:
+            raise CheckpointError(
+                f"{folder / 'tokenizer.model'} needs packages that are not here: pip install 'minivllava[gpu]'."
+            ) from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        except Exception as error:  # transformers raises many kinds
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{folder} holds no tokenizer that can be read ({reason}): copy it again.") from error
+
+    def __len__(self) -> int:
+        return len(self.backend)
+
+    @cached_property
+    def specials(self) -> dict[str, int]:
+        tokens = {token.content: number for number, token in self.backend.added_tokens_decoder.items()}
+        return tokens | {self.backend.convert_ids_to_tokens(self.eos): self.eos}
+
+    def special(self, token: int) -> str:
+        """The text of a special token."""
+        return self.backend.convert_ids_to_tokens(token)
+
+    def save(self, path: str | Path):
+        """Writes tokenizer.json and the files beside it. path: that file, or its folder."""
+        folder = Path(path).parent if Path(path).suffix == ".json" else Path(path)
+        self.backend.save_pretrained(folder)
+        file = folder / "tokenizer_config.json"
+        card = {key: value for key, value in json.loads(file.read_text()).items() if key not in _ORIGIN}
+        if self.backend.is_fast:
+            # tokenizer.json says everything; other classes would rebuild parts of it from options they do not save
+            card["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(card, indent=2) + "\n")
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._encode(text))
+
+    def encode_run(self, texts: Sequence[tuple[str, bool]], after: int | None = None) -> list[tuple[list[int], bool]]:
+        runs = [("".join(text for text, _ in run), mark) for mark, run in groupby(texts, lambda pair: pair[1])]
+        whole = self._encode("".join(text for text, _ in runs), after)
+        encoded, place, text = [], 0, ""
+        for part, mark in runs:
+            text += part
+            so_far = self._encode(text, after)
+            if whole[: len(so_far)] != so_far:  # one token would span learned and unlearned text
+                first, rest = runs[:1], runs[1:]
+                return [(self._encode(part, after), mark) for part, mark in first] + [
+                    (self._encode(part), mark) for part, mark in rest
+                ]
+            encoded.append((so_far[place:], mark))
+            place = len(so_far)
+        return encoded
+
+    def _encode_after(self, text: str, after: int | None = None) -> list[int]:
+        """The ids of a text that follows a special token: SentencePiece may treat its first word otherwise then."""
+        if after is None or any(token in text for token in self.specials):
+            return self.backend.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return self.backend.encode(self.special(after) + text, add_special_tokens=False)[1:]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def render(self, messages: list[dict], prompt: bool) -> str:
+        """Messages (`role`, `content`) as the tokenizer's own chat template writes them; `prompt`: and the beginning
+        of an answer. Raises ConfigError where it has none."""
+        if not self.backend.chat_template:
+            return super().render(messages, prompt)
+        return self.backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+
+
+def tokenizer_folder(source: str | Path) -> Path:
+    """A local folder, or the one that a hub id's tokenizer files were downloaded to. Raises CheckpointError."""
+    if Path(source).exists() or not isinstance(source, str) or source.count("/") != 1:
+        folder = Path(source)
+        if not folder.is_dir():
+            raise CheckpointError(f"{source} is no folder: name one that holds a tokenizer, or a hub id.")
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(_FILES)))
+    except Exception as error:  # offline, no such repository, no permission, ...
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(f"{source} is no folder here, and the hub does not give it ({reason}).") from error

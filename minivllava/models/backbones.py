@@ -1,0 +1,148 @@
+"""Published parts: vision towers and language models from a folder or the hub, and a Video-LLaVA made of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minivllava.config import CLIP_MEAN, CLIP_STD, CausalLMConfig, ModelConfig, VisionTowerConfig
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind
+from minivllava.models.hub import Source
+from minivllava.models.huggingface import LLAMAS
+from minivllava.models.original import is_languagebind
+from minivllava.models.pretrained import PretrainedLanguageModel, check_interface, one_line
+from minivllava.models.projector import build_projector
+from minivllava.models.tower import VisionTower
+from minivllava.models.vllava import VideoLLaVA
+
+# of a config, what says nothing about the model itself
+NOTES = (
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "_attn_implementation_autoset",
+)
+TEXT_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+
+
+def load_language_model(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32):
+    """(language model, tokenizer) of a folder or hub id: a LLaMA (SmolLM2, Vicuna, Llama 3) becomes our decoder, any
+    other causal language model of `transformers` stays what it is, behind our decoder's interface.
+
+    Raises CheckpointError for what cannot be read, ConfigError for a model that does not fit the interface.
+    """
+    source = Source.find(path)
+    if "format" in source.card or source.card.get("model_type") in LLAMAS:
+        language, tokenizer = load_language(path, device, dtype)
+        if tokenizer is None:
+            raise CheckpointError(f"{source.folder} holds no tokenizer: copy tokenizer.json beside the model.")
+        return language, tokenizer
+    return load_causal_lm(path, device, dtype)
+
+
+def load_causal_lm(
+    path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32
+) -> tuple[PretrainedLanguageModel, Tokenizer]:
+    """Any causal language model of `transformers`, LLaMA or not, behind our decoder's interface, in eval mode."""
+    from transformers import AutoModelForCausalLM
+
+    source = Source.find(path)
+    folder = source.weights_folder()
+    model = _read(AutoModelForCausalLM, folder, dtype=as_dtype(dtype)).to(device)
+    theirs = model.config.get_text_config()
+    context = getattr(theirs, "max_position_embeddings", None)
+    if not context:
+        raise ConfigError(f"{folder / 'config.json'} does not say how long the context is (max_position_embeddings).")
+    stop = getattr(model.generation_config, "eos_token_id", None)
+    rows, width = model.get_input_embeddings().weight.shape
+    config = CausalLMConfig(
+        model=_card(model.config), vocab_size=rows, context=context, width=width,
+        stop=tuple([stop] if isinstance(stop, int) else stop or ()),
+    )  # fmt: skip
+    language = PretrainedLanguageModel(config, model).eval()
+    check_interface(language)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens and the model's vocabulary holds {rows}: copy the "
+            "tokenizer that belongs to the model."
+        )
+    return language, tokenizer
+
+
+def load_encoder(path: str | Path, kind: str, device="cpu", dtype: torch.dtype | str = torch.float32) -> nn.Module:
+    """The encoder of pictures (`kind` "image") or clips ("video") of a folder or hub id, frozen, in eval mode.
+
+    LanguageBind's, or bound encoders of our own layout, become our encoders; a CLIP or SigLIP tower of
+    `transformers` stays what it is, and sees clips frame by frame. Raises CheckpointError, ConfigError.
+    """
+    source = Source.find(path)
+    if "format" in source.card or is_languagebind(source.card):
+        bound, _ = load_languagebind(path, device, dtype)
+        if kind not in bound.encoders:
+            raise ConfigError(f"{path} holds an encoder for {', '.join(bound.encoders)}, and none for {kind}.")
+        return bound.encoders[kind].requires_grad_(False)
+    return load_tower(path, device, dtype).requires_grad_(False)
+
+
+def load_tower(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32) -> VisionTower:
+    """The vision tower of a CLIP or SigLIP of `transformers`, with the colours it was trained on, in eval mode."""
+    import transformers
+
+    source = Source.find(path)
+    folder = source.weights_folder()
+    kind = source.card.get("model_type")
+    kinds = {"clip": "CLIP", "clip_vision_model": "CLIP", "siglip": "Siglip", "siglip_vision_model": "Siglip"}
+    if kind not in kinds:
+        raise ConfigError(f"{folder / 'config.json'} describes a {kind!r}; a CLIP or SigLIP is needed here.")
+    model = _read(getattr(transformers, f"{kinds[kind]}VisionModel"), folder, dtype=as_dtype(dtype))
+    mean, std = (CLIP_MEAN, CLIP_STD) if kinds[kind] == "CLIP" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        card = json.loads(file.read_text())
+        mean, std = tuple(card.get("image_mean", mean)), tuple(card.get("image_std", std))
+    config = VisionTowerConfig(tower=_card(model.config), mean=mean, std=std)
+    return VisionTower(config, model).to(device).eval()
+
+
+def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
+    """A Video-LLaVA of these encoders and this language model; its projector is new (seed 0).
+
+    Sizes are the parts' own, all else is the config's. Raises ConfigError when the parts do not fit each other.
+    """
+    config = replace(config, image=image.config, video=video.config, language=language.config)
+    with torch.device("meta"):
+        model = VideoLLaVA(config, tokenizer)
+    model.image_encoder, model.video_encoder, model.language_model = image, video, language
+    torch.manual_seed(0)
+    model.projector = build_projector(config).to(next(language.parameters()))
+    model.freeze_encoders()
+    return model.eval()
+
+
+def _read(kind, folder: Path, **options) -> nn.Module:
+    """A model of `transformers`, all of it. Raises CheckpointError that names what is missing or does not fit."""
+    try:
+        model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except Exception as error:  # of many types
+        raise CheckpointError(f"{folder} cannot be read by transformers ({one_line(error)}): copy it again.") from error
+    problems = [f"missing {key}" for key in told["missing_keys"]]
+    problems += [f"{key[0]} has another shape" for key in told["mismatched_keys"]]
+    problems += [f"unexpected {key}" for key in told["unexpected_keys"] if not key.startswith(TEXT_PARTS)]
+    if problems:
+        raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems)[:8])}: copy it again.")
+    return model
+
+
+def _card(config) -> dict:
+    """A config of `transformers` as plain JSON types, from which it can be built again."""
+    card = json.loads(json.dumps(config.to_dict()))
+    if card.get("quantization_config"):
+        raise ConfigError("The weights are quantised: name the model in full precision, and quantise it at load.")
+    return {key: value for key, value in card.items() if key not in NOTES}

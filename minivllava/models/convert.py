@@ -1,0 +1,179 @@
+"""Checkpoints written for others: in our layout from any that can be read, or as `transformers` reads its port.
+
+The port has no place for some of what is here: temporal attention, clips without CLS, other projectors. Such a
+model is written for it only when the caller says that the loss is meant.
+"""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models import huggingface
+from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind, load_vllava, save_model
+from minivllava.models.hub import Source
+from minivllava.models.original import is_languagebind
+from minivllava.models.storage import gathered, save_shards, write_folder
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.models.weights import Weights
+
+LAYOUTS = ("minivllava", "huggingface")
+
+
+@dataclass
+class Report:
+    """What a conversion did."""
+
+    kind: str
+    tensors: int
+    lost: list[str] = field(default_factory=list)  # sentences
+
+
+def convert(
+    source: str | Path, out: str | Path, layout: str = "minivllava", dtype: str | None = None, lossy: bool = False,
+    **options,
+) -> Report:  # fmt: skip
+    """Writes a checkpoint, in whatever layout it is, as safetensors in another one.
+
+    layout: "minivllava", or "huggingface" for `VideoLlavaForConditionalGeneration`. dtype: by default the one that
+    most of the weights are stored in. lossy: drop what the layout has no place for. options: those of
+    `load_vllava`. Raises CheckpointError for a checkpoint that cannot be read, or not be written without a loss.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    if Path(out).exists():
+        raise ConfigError(f"{out} is there already: name a new folder, or delete that one.")
+    found = Source.find(source)
+    numbers = as_dtype(dtype) if dtype else stored_dtype(found)
+    kind = _kind(found.card)
+    if kind != "video-llava" and (layout != "minivllava" or options):
+        raise ConfigError(f"{source} is a {kind} checkpoint: only a whole Video-LLaVA has that layout or option.")
+    if kind == "video-llava":
+        model = load_vllava(source, dtype=numbers, **options)
+        tokenizer = model.tokenizer
+    else:
+        model, tokenizer = (load_languagebind if kind == "languagebind" else load_language)(source, dtype=numbers)
+    if layout == "huggingface":
+        return save_port(model, out, lossy=lossy)
+    save_model(model, out, kind, tokenizer=tokenizer, notes={"converted_from": str(source)})
+    return Report(kind, len(model.state_dict()))
+
+
+def stored_dtype(source: Source) -> torch.dtype:
+    """The dtype of most of a checkpoint's numbers."""
+    sizes: dict[torch.dtype, int] = {}
+    for entry in Weights(source.weights_folder()).entries.values():
+        if entry.dtype is not None:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + torch.Size(entry.shape).numel()
+    return max(sizes, key=sizes.get, default=torch.float32)
+
+
+def _kind(card: dict) -> str:
+    if "kind" in card:
+        return card["kind"]
+    if is_languagebind(card):
+        return "languagebind"
+    return "language" if card.get("model_type") in huggingface.LLAMAS else "video-llava"
+
+
+def losses(config: ModelConfig) -> list[str]:
+    """What the port has no place for, in words. Raises CheckpointError for what it could not run at all."""
+    image, video = config.image, config.video
+    ours = [isinstance(part, VisionConfig) for part in (image, video)] + [isinstance(config.language, LanguageConfig)]
+    if not all(ours):
+        raise CheckpointError("The port is of CLIP and LLaMA: a model with parts of transformers cannot be converted.")
+    same = huggingface.vision_card(image, 0) == huggingface.vision_card(video, 0)
+    if not same or image.temporal or image.masked or video.masked:
+        raise CheckpointError("The port has one size for both encoders, and these differ: they cannot be converted.")
+    if config.projector != "mlp":
+        raise CheckpointError(f"The port has no projector but the paper's: {config.projector!r} cannot be converted.")
+    lost = []
+    if video.temporal:
+        lost.append(f"the video encoder's temporal attention ({11 * video.layers} tensors)")
+    if not config.keep_cls_video:
+        lost.append(
+            "clips without CLS (it gives the language model one token a frame more than this model has learned)"
+        )
+    return lost
+
+
+def save_port(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = None, lossy: bool = False) -> Report:
+    """Writes a Video-LLaVA as the port to `transformers`, all or nothing; with its tokenizer, where it has one.
+
+    The port needs placeholder tokens. Where the vocabulary has none, `<image>`, `<video>` and `<pad>` are added,
+    with the mean of all rows of embedding and head: such a token is never the likeliest.
+
+    Raises CheckpointError when something would be lost, unless `lossy`.
+    """
+    config, lost = model.config, losses(model.config)
+    if lost and not lossy:
+        raise CheckpointError(
+            f"The port to transformers has no place for {'; nor for '.join(lost)}. Say --lossy (lossy=True) to convert "
+            "all the same, or keep the layout minivllava."
+        )
+    tokens = _placeholders(config, model.tokenizer)
+    language = config.language
+    vocabulary = max(language.vocab_size, *(number + 1 for number in tokens.values()))
+    tensors = {name: t for name, t in gathered(model.state_dict()).items() if "temporal" not in name}
+    if language.tie_embeddings:
+        del tensors["language_model.head.weight"]
+    for name in ("language_model.token_embedding.weight", "language_model.head.weight"):
+        if name in tensors:
+            tensors[name] = _with_rows(tensors[name], vocabulary)
+    names = huggingface.names(tensors, tower="vision_model.")
+    card = huggingface.port_card(config, vocabulary, tokens, dtype or next(model.parameters()).dtype)
+    bos, eos = (model.tokenizer.bos, model.tokenizer.eos) if model.tokenizer else (1, 2)
+    card["text_config"] |= {"bos_token_id": bos, "eos_token_id": eos}
+
+    def write(folder: Path):
+        save_shards({names[name]: tensor for name, tensor in tensors.items()}, folder, dtype, alias=False)
+        files = {"config": card, "generation_config": {"bos_token_id": bos, "eos_token_id": eos}}
+        for name, values in (files | huggingface.processor_cards(config)).items():
+            (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
+        if model.tokenizer is not None:
+            port_tokenizer(model.tokenizer, tokens).save_pretrained(folder)
+
+    write_folder(path, write)
+    return Report("video-llava", len(tensors), lost)
+
+
+def _placeholders(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, int]:
+    """{"<image>": id, "<video>": id, "<pad>": id}, behind the vocabulary where it does not have them yet."""
+    if config.image_token is not None and config.video_token is not None:
+        return {"<image>": config.image_token, "<video>": config.video_token}
+    first = config.language.vocab_size if tokenizer is None else len(tokenizer)
+    return {text: first + number for number, text in enumerate(("<image>", "<video>", "<pad>"))}
+
+
+def _with_rows(weight: Tensor, rows: int) -> Tensor:
+    """(v, d) -> (rows, d), the new rows being the mean of the old ones."""
+    new = weight.detach().float().mean(0, keepdim=True).to(weight).expand(rows - len(weight), -1)
+    return torch.cat([weight.detach(), new]) if len(new) else weight
+
+
+def port_tokenizer(tokenizer: Tokenizer, tokens: dict[str, int]):
+    """The tokenizer as `transformers` reads it, with the placeholders. Raises CheckpointError."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    if hasattr(tokenizer.backend, "save_pretrained"):
+        written = copy.deepcopy(tokenizer.backend)
+    else:
+        backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
+        backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos)])
+        written = PreTrainedTokenizerFast(
+            tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        )  # fmt: skip
+    written.add_tokens([text for text in tokens], special_tokens=True)
+    if "<pad>" in tokens:
+        written.pad_token = "<pad>"
+    wrong = [text for text, number in tokens.items() if written.convert_tokens_to_ids(text) != number]
+    if wrong:
+        raise CheckpointError(f"The tokenizer has {', '.join(wrong)} under another id than the model.")
+    return written

@@ -1,0 +1,69 @@
+"""Where a checkpoint is: in a folder, or on the Hugging Face hub."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from minivllava.errors import CheckpointError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# what is small comes first: sizes are known, and refused, before gigabytes are downloaded
+SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's folder; of a hub id, the folder that it was downloaded to."""
+
+    name: str
+    folder: Path
+    on_hub: bool = False
+
+    @classmethod
+    def find(cls, name: str | Path) -> "Source":
+        """The folder `name`, or else the hub id. Raises CheckpointError when there is neither."""
+        path = Path(name)
+        if path.is_dir():
+            return cls(str(name), path)
+        text = path.as_posix()
+        # a path whose first folder is there is a mistyped path, and nothing to ask the hub for
+        if HUB_ID.fullmatch(text) and not path.exists() and not Path(path.parts[0]).exists():
+            return cls(text, _download(text, SMALL_FILES), on_hub=True)
+        raise CheckpointError(f"{name} is no checkpoint folder: name the folder that holds config.json.")
+
+    @cached_property
+    def card(self) -> dict:
+        """Its config.json. Raises CheckpointError."""
+        file = self.folder / "config.json"
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: name the folder of a finished checkpoint.")
+        try:
+            card = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} is no JSON ({error}): copy it again.") from error
+        if not isinstance(card, dict):
+            raise CheckpointError(f"{file} holds no JSON object: copy it again.")
+        return card
+
+    def weights_folder(self) -> Path:
+        """The folder with the weights too; of a hub id they are downloaded now, in one format only."""
+        if self.on_hub:
+            _download(self.name, ("model*.safetensors",))
+            if not any(self.folder.glob("*.safetensors")):
+                _download(self.name, ("pytorch_model*.bin",))
+        return self.folder
+
+
+def _download(name: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except Exception as error:  # of the hub, the network and the disk; each has its own types
+        reason = (str(error).splitlines() or [""])[0].strip(" .") or type(error).__name__
+        raise CheckpointError(
+            f"{name} is no folder here, and the hub does not give it ({type(error).__name__}: {reason}): check the "
+            "name and the network, or download it elsewhere and name the folder."
+        ) from error

@@ -1,0 +1,62 @@
+"""Weight-only quantisation of the language model, by `torchao`: int8 per row, or int4 in groups of a row.
+
+Activations, encoders, projector, embeddings and the head keep their precision. Only the layers' weights are
+rounded; each multiplication turns them back. A quantised model answers, and can be neither trained nor saved.
+"""
+
+import torch
+from torch import nn
+
+from minivllava.errors import ConfigError
+from minivllava.models.pretrained import linear_layers, one_line
+
+QUANTIZATIONS = ("int8", "int4")
+GROUPS = (128, 64, 32)  # weights that share a scale in int4
+
+
+def quantize(language_model: nn.Module, kind: str) -> nn.Module:
+    """Rounds the weights of a language model's linear layers, in place. kind: "int8" or "int4".
+
+    On a GPU int4 packs two weights into a byte, and needs bfloat16; elsewhere each takes a byte, as int8 does, so
+    int4 shows there what it costs in quality and saves nothing. Raises ConfigError for another kind, a model it does
+    not fit, or where `torchao` is missing.
+    """
+    if kind not in QUANTIZATIONS:
+        raise ConfigError(f"There is no quantisation {kind!r}; choose one of {', '.join(QUANTIZATIONS)}.")
+    try:
+        from torchao.quantization import quantize_
+    except ImportError as error:
+        raise ConfigError(f"{kind} needs the package torchao: pip install 'minivllava[quantize]'.") from error
+    layers = set(linear_layers(language_model))
+    if not layers:
+        raise ConfigError(f"This language model has no linear layers that {kind} could round: leave it out.")
+    modules = dict(language_model.named_modules())
+    weight = modules[next(iter(layers))].weight
+    recipe = _int8() if kind == "int8" else _int4(weight, {modules[name].in_features for name in layers})
+    language_model.requires_grad_(False)
+    try:
+        quantize_(language_model, recipe, filter_fn=lambda module, name: name in layers)
+    except (ImportError, NotImplementedError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"torchao cannot do {kind} here ({one_line(error)}): try int8, or none.") from error
+    language_model.quantized = kind
+    return language_model
+
+
+def _int8():
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return Int8WeightOnlyConfig()
+
+
+def _int4(weight: torch.Tensor, widths: set[int]):
+    from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+
+    group = next((size for size in GROUPS if all(width % size == 0 for width in widths)), None)
+    if group is None:
+        shown = ", ".join(map(str, sorted(widths)))
+        raise ConfigError(f"int4 needs layers whose widths ({shown}) are multiples of {GROUPS[-1]}: use int8.")
+    if weight.device.type != "cuda":
+        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))
+    if weight.dtype != torch.bfloat16:
+        raise ConfigError("int4 on a GPU multiplies in bfloat16: load the model with dtype bfloat16.")
+    return Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")

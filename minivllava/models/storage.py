@@ -1,0 +1,144 @@
+"""Files of tensors and whole folders, written all or nothing."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minivllava.errors import CheckpointError
+from minivllava.models.weights import raise_problems
+
+SHARD_BYTES = 5_000_000_000
+
+
+def write_folder(path: str | Path, write: Callable[[Path], None]):
+    """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place in one step.
+
+    Of several processes all call it, and only the main one writes.
+    """
+    if not is_main_process():
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex[:8]
+    new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
+    new.mkdir()
+    try:
+        write(new)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        if old.exists() and not path.exists():  # stopped between the two renames
+            os.replace(old, path)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files (of several that `accelerate launch` started)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in place of those that FSDP has sharded; every process must take part."""
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None):
+    """Writes tensors to a safetensors file; one that equals an earlier one is noted as its alias."""
+    aliases = find_aliases(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+    _save_file(kept, path, dtype, {"aliases": json.dumps(aliases)})
+
+
+def save_shards(
+    tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype | None = None, shard: int | None = None,
+    alias: bool = True,
+):  # fmt: skip
+    """Writes model.safetensors, or shards of at most `shard` bytes and their index; each is cast as it is written."""
+    aliases = find_aliases(tensors) if alias else {}
+    shards, room = [{}], shard or SHARD_BYTES
+    used = total = 0
+    for name, tensor in tensors.items():
+        if name in aliases:
+            continue
+        size = tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
+        if used and used + size > room:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used, total = used + size, total + size
+    metadata = {"aliases": json.dumps(aliases)} if alias else {}
+    if len(shards) == 1:
+        return _save_file(shards[0], folder / "model.safetensors", dtype, metadata)
+    files = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    for number, (file, part) in enumerate(zip(files, shards, strict=True)):
+        _save_file(part, folder / file, dtype, {} if number else metadata)
+    places = {name: file for file, part in zip(files, shards, strict=True) for name in part}
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def find_aliases(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """{name: the earlier name of an equal tensor}."""
+    aliases: dict[str, str] = {}
+    seen: dict[tuple, list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() > 1:
+            # the first numbers tell most tensors of one shape apart without reading the rest
+            likeness = (tensor.shape, tensor.dtype, *tensor.detach().flatten()[:8].tolist())
+            earlier = seen.setdefault(likeness, [])
+            twin = next((other for other in earlier if torch.equal(tensors[other], tensor)), None)
+            if twin is not None:
+                aliases[name] = twin
+            else:
+                earlier.append(name)
+    return aliases
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None, metadata: dict[str, str]):
+    written, places = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in places:  # safetensors wants memory of its own
+            tensor = tensor.clone()
+        places.add(storage.data_ptr())
+        written[name] = tensor
+    save_file(written, path, metadata={"format": "pt", **metadata})
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read it
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file, aliases resolved. Raises CheckpointError that names the file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the checkpoint is not whole; copy or train it again.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+        return tensors | {name: tensors[twin] for name, twin in aliases.items()}
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): copy it again.") from error
+
+
+def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: str | Path):
+    """Raises CheckpointError naming every missing, unexpected or misshapen tensor."""
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    raise_problems(problems, where)

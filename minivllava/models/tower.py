@@ -1,0 +1,101 @@
+"""A CLIP or SigLIP vision tower of `transformers` where our image encoder or video encoder stands."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minivllava.config import VisionTowerConfig
+from minivllava.errors import ConfigError
+from minivllava.models.layers import Attention
+from minivllava.models.pretrained import built, one_line
+from minivllava.models.vision import VideoEncoderLayer, VisionOutput
+
+
+class VisionTower(nn.Module):
+    """A CLIP or SigLIP vision tower, for pictures (b, c, h, w) and for clips (b, t, c, h, w).
+
+    Clips go through frame by frame; with `config.temporal`, our temporal attention stands before each layer, as
+    in `VideoEncoder`. SigLIP's towers have no CLS token. tower: one of `transformers` that is there already.
+    """
+
+    def __init__(self, config: VisionTowerConfig, tower: nn.Module | None = None):
+        super().__init__()
+        from transformers import AutoConfig, AutoModel
+
+        self.config = config
+        card = dict(config.tower)
+        kind = card.pop("model_type")
+        try:
+            theirs = AutoConfig.for_model(kind, **card)
+            tower = tower or built(lambda: AutoModel.from_config(theirs, dtype=torch.float32))
+        except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            raise ConfigError(f"transformers cannot build the vision tower {kind!r}: {one_line(error)}") from error
+        tower = getattr(tower, "vision_model", tower)  # older versions wrap it once more
+        self.embedding = tower.embeddings
+        self.pre_norm = getattr(tower, "pre_layrnorm", nn.Identity())  # sic
+        self.layers = tower.encoder.layers
+        self.post_norm = tower.post_layernorm
+        self.pooling = getattr(tower, "head", None)  # SigLIP: attention of one learned query
+        if config.temporal:
+            self.temporal = nn.ModuleList(TemporalPart(config) for _ in self.layers)
+
+    def forward(self, pixels: Tensor) -> VisionOutput:
+        """Hidden states (b, n, d) of pictures, (b, t, n, d) of clips; pooled (b, d)."""
+        clips = pixels.ndim == 5
+        frames = pixels.shape[1] if clips else 1
+        if clips:
+            pixels = rearrange(pixels, "b t c h w -> (b t) c h w")
+        hidden = [self.pre_norm(self.embedding(pixels))]
+        for number, layer in enumerate(self.layers):
+            x = hidden[-1]
+            if clips and self.config.temporal:
+                x = self.temporal[number].over_time(x, frames)
+            x = layer(x, attention_mask=None)
+            hidden.append(x[0] if isinstance(x, tuple) else x)
+        last = self.post_norm(hidden[-1])
+        pooled = self.pooling(last) if self.pooling is not None else last[:, 0] if self.config.has_cls else last.mean(1)
+        if not clips:
+            return VisionOutput(pooled, hidden)
+        hidden = [rearrange(x, "(b t) n d -> b t n d", t=frames) for x in hidden]
+        return VisionOutput(rearrange(pooled, "(b t) d -> b t d", t=frames).mean(1), hidden)
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor, layer: int = -2, keep_cls: bool = False) -> Tensor:
+        """Frozen patch features for the projector: (b, c, h, w) -> (b, n, d), (b, t, c, h, w) -> (b, t, n, d)."""
+        hidden = self(pixels).hidden[layer]
+        return hidden if keep_cls or not self.config.has_cls else hidden[..., 1:, :]
+
+    @classmethod
+    def from_image_encoder(cls, config: VisionTowerConfig, image_encoder: "VisionTower") -> "VisionTower":
+        """A tower for clips whose spatial weights are the image encoder's, and whose temporal attention and norm
+        start as copies of each layer's spatial ones (LanguageBind, appendix B)."""
+        tower = cls(config)
+        tower.load_state_dict(image_encoder.state_dict(), strict=not config.temporal)
+        for part, layer in zip(tower.temporal if config.temporal else (), tower.layers, strict=False):
+            part.copy_from(layer)
+        return tower
+
+    def temporal_parameters(self) -> list[nn.Parameter]:
+        """The parameters that binding a video encoder trains: all that the image encoder lacks."""
+        return [p for name, p in self.named_parameters() if "temporal" in name]
+
+
+class TemporalPart(nn.Module):
+    """What stands before a spatial layer: a `VideoEncoderLayer` without that layer."""
+
+    def __init__(self, config: VisionTowerConfig):
+        super().__init__()
+        self.temporal_embedding = nn.Parameter(torch.randn(1, config.frames, config.width) * config.width**-0.5)
+        self.temporal_norm = nn.LayerNorm(config.width, config.tower.get("layer_norm_eps", 1e-5))
+        self.temporal_attention = Attention(config.width, config.heads)
+
+    over_time = VideoEncoderLayer.over_time
+    interpolated_embedding = VideoEncoderLayer.interpolated_embedding
+
+    def copy_from(self, layer: nn.Module):
+        """Starts as the spatial attention of a layer of `transformers`, and the norm before it."""
+        theirs = layer.self_attn
+        pairs = {"query": theirs.q_proj, "key": theirs.k_proj, "value": theirs.v_proj, "output": theirs.out_proj}
+        for name, linear in pairs.items():
+            getattr(self.temporal_attention, name).load_state_dict(linear.state_dict())
+        self.temporal_norm.load_state_dict(layer.layer_norm1.state_dict())

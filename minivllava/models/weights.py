@@ -1,0 +1,302 @@
+"""Weight files, in: safetensors or PyTorch's `.bin`, in one file or in shards, and into a model.
+
+Every name and shape is known and checked before a tensor is read. Then the tensors are read one after another
+and cast at once, so that the peak of memory is the model in its final dtype and little more.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minivllava.errors import CheckpointError
+from minivllava.models.language import LanguageModel
+from minivllava.models.pretrained import PretrainedLanguageModel
+
+# what older versions of transformers stored beside the weights, and every model computes anew
+CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+SHOWN = 50  # of the tensors that do not fit; a wrong config can have hundreds
+SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored tensor: where it is, and what it will be."""
+
+    file: Path
+    name: str  # in the file
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None  # None: no floating point
+
+
+class Weights:
+    """The tensors of a checkpoint folder, by name; nothing but their shapes has been read.
+
+    `spelling` turns a stored name into the one it goes by here, where a layout has several. Raises
+    CheckpointError for weights that are missing, truncated, or more than tensors.
+    """
+
+    def __init__(self, folder: Path, spelling: Callable[[str], str] = str):
+        self.entries: dict[str, Entry] = {}
+        aliases: dict[str, str] = {}
+        files = weight_files(folder)
+        self.where = files[0] if len(files) == 1 else folder  # what messages name
+        for file in files:
+            for entry in _entries(file, aliases):
+                name = spelling(entry.name)
+                if CONSTANTS.search(name):
+                    continue
+                if name in self.entries:
+                    raise CheckpointError(
+                        f"{file} holds {entry.name}, and {self.entries[name].file.name} holds "
+                        f"{self.entries[name].name}, which is the same tensor: take one away."
+                    )
+                self.entries[name] = entry
+        self.entries |= {name: self.entries[twin] for name, twin in aliases.items() if twin in self.entries}
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of each name, file by file. Copy what you keep: a tensor is a view of its file."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.entries[name].file, []).append(name)
+        for file, wanted in by_file.items():
+            sizes = [_bytes(self.entries[name]) for name in wanted]
+            room = sum(sizes) if _is_old_pickle(file) else min(256 << 20, max(4 << 20, sum(sizes) // 32))
+            for portion in _portions(wanted, sizes, room):
+                # Opened anew for each portion: pages of a mapped file count as memory until it is closed.
+                stored = _open(file)
+                for name in portion:
+                    yield name, stored(self.entries[name].name)
+
+
+@dataclass
+class Part:
+    """Which stored tensors become which of a model's."""
+
+    weights: Weights
+    names: dict[str, str]  # the model's name -> the stored one
+    elsewhere: tuple[str, ...] = ()  # prefixes of stored tensors that this model does not take from here
+    lora: dict[str, tuple[str, str]] = field(default_factory=dict)  # the model's name -> those of A and B
+    lora_rank: int = 0
+    lora_scale: float = 1.0  # the weight is W + lora_scale * B @ A
+
+
+class WithoutFirstWeights(TorchFunctionMode):
+    """A context in which modules are built without drawing their first weights.
+
+    On the meta device there is nothing to draw, and torch would import its compiler to find that out: two seconds.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) -> nn.Module:
+    """Puts stored tensors into a model that was built on the meta device. Returns it, in eval mode.
+
+    Raises CheckpointError that names every tensor that is missing, unexpected or misshapen.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = _tied(model)
+    for part in parts:
+        _check(part, expected, tied)
+    loaded: dict[str, Tensor] = {}
+    for part in parts:
+        adapters = dict(_copies(part.weights, [name for pair in part.lora.values() for name in pair]))
+        ours = {stored: name for name, stored in part.names.items() if name not in tied}
+        for stored, tensor in part.weights.read(ours):
+            name = ours[stored]
+            if name in part.lora:
+                down, up = (adapters[adapter].float() for adapter in part.lora[name])
+                tensor = tensor.float() + part.lora_scale * up @ down
+            loaded[name] = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+            del tensor
+    for part in parts:
+        _check_tied(part, loaded, tied)
+    loaded |= {name: loaded[twin] for name, twin in tied.items()}
+    model.load_state_dict(loaded, assign=True)
+    for module in model.modules():
+        if isinstance(module, LanguageModel | PretrainedLanguageModel):
+            module.tie()
+    return model.to(device).eval()  # what no file holds is still where it was made
+
+
+def count_weights(model: nn.Module) -> int:
+    """How many numbers a model holds, tied ones once."""
+    tied = _tied(model)
+    return sum(tensor.numel() for name, tensor in model.state_dict().items() if name not in tied)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, safetensors before `.bin`. Raises CheckpointError."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            return _shards(index)
+        shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
+        if shards:
+            total = int(re.search(r"-of-(\d+)", shards[0].name)[1])
+            names = [f"{stem}-{number + 1:05d}-of-{total:05d}{suffix}" for number in range(total)]
+            return [_present(folder / name, f"{shards[0].name} is there") for name in names]
+    raise CheckpointError(
+        f"{folder} is not whole: model.safetensors or pytorch_model.bin (or shards and their index) is missing; "
+        "copy it again."
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        assert names and all(isinstance(name, str) and Path(name).name == name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise CheckpointError(f"{index} is no index of files in its folder: copy it again.") from error
+    return [_present(index.with_name(name), f"{index.name} names it") for name in sorted(names)]
+
+
+def _present(file: Path, because: str) -> Path:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing, and {because}: copy it again.")
+    return file
+
+
+def _entries(file: Path, aliases: dict[str, str]) -> list[Entry]:
+    """What a file holds; adds the names that it stores under another name to `aliases`."""
+    if file.suffix == ".bin":
+        tensors = _load_bin(file)
+        return [
+            Entry(file, name, tuple(t.shape), t.dtype if t.is_floating_point() else None) for name, t in tensors.items()
+        ]
+    try:
+        with safe_open(file, framework="pt") as opened:
+            aliases |= json.loads((opened.metadata() or {}).get("aliases", "{}"))
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return [
+                Entry(file, name, tuple(s.get_shape()), SAFETENSORS_DTYPES.get(s.get_dtype()))
+                for name, s in slices.items()
+            ]
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): copy it again.") from error
+
+
+def _open(file: Path) -> Callable[[str], Tensor]:
+    """A function from a stored name to its tensor."""
+    if file.suffix == ".bin":
+        return _load_bin(file).pop
+    return safe_open(file, framework="pt").get_tensor
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=not _is_old_pickle(file))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} is cut off, or holds more than tensors: reading that could execute code, so it was not read. "
+            "Copy it again, or get the weights as safetensors."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} is truncated or no PyTorch file ({_first_line(error)}): copy it again."
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{file} holds more than named tensors: name a folder of model weights alone.")
+    return tensors
+
+
+def _is_old_pickle(file: Path) -> bool:
+    """Whether a `.bin` is from before PyTorch 1.6: such a file cannot be read in parts."""
+    with open(file, "rb") as opened:
+        return file.suffix == ".bin" and opened.read(2) != b"PK"
+
+
+def _check(part: Part, expected: dict[str, tuple], tied: dict[str, str]):
+    """Raises CheckpointError for tensors that are missing, unexpected or misshapen."""
+    stored = part.weights.entries
+    adapters = {name for pair in part.lora.values() for name in pair}
+    needed = {name for ours, name in part.names.items() if ours not in tied} | adapters
+    known = needed | set(part.names.values())
+    problems = [f"missing {name}" for name in sorted(needed - set(stored))]
+    problems += [
+        f"unexpected {entry.name}"
+        for name, entry in stored.items()
+        if name not in known and not name.startswith(part.elsewhere or ("\0",))
+    ]
+    for ours, name in part.names.items():
+        if name in stored and stored[name].shape != expected[ours]:
+            problems.append(f"{stored[name].name} is {stored[name].shape}, not {expected[ours]}")
+    for ours, (down, up) in part.lora.items():
+        if down in stored and up in stored:
+            rank = part.lora_rank
+            wanted = {down: (rank, expected[ours][1]), up: (expected[ours][0], rank)}
+            problems += [f"{n} is {stored[n].shape}, not {s}" for n, s in wanted.items() if stored[n].shape != s]
+    raise_problems(problems, part.weights.where)
+
+
+def raise_problems(problems: Sequence[str], where: str | Path):
+    """Raises CheckpointError that lists what does not fit, if anything."""
+    if problems:
+        shown, rest = problems[:SHOWN], len(problems) - SHOWN
+        listed = "; ".join(shown) + (f"; and {rest} more" if rest > 0 else "")
+        raise CheckpointError(f"{where} does not fit its config: {listed}. Use the config it was trained with.")
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """The names of weights that are another one's: heads that share the token embedding."""
+    tied = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LanguageModel | PretrainedLanguageModel):
+            prefix = f"{name}." if name else ""
+            tied |= {f"{prefix}{theirs}": f"{prefix}{twin}" for theirs, twin in module.tied.items()}
+    return tied
+
+
+def _check_tied(part: Part, loaded: dict[str, Tensor], tied: dict[str, str]):
+    """A head that the config ties to the embedding may be stored too, but then as the same numbers."""
+    for name, twin in tied.items():
+        stored = part.names.get(name)
+        entry = part.weights.entries.get(stored)
+        if entry is None or entry == part.weights.entries.get(part.names.get(twin)):
+            continue
+        for _, tensor in part.weights.read([stored]):
+            if not torch.equal(tensor.to(loaded[twin]), loaded[twin]):
+                raise_problems([f"{entry.name} is not the token embedding, to which the config ties it"], entry.file)
+
+
+def _copies(weights: Weights, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in weights.read(names):
+        yield name, tensor.clone()
+
+
+def _portions(names: list[str], sizes: list[int], room: int) -> Iterator[list[str]]:
+    """Names in order, cut where their sizes together pass `room`."""
+    portion, used = [], 0
+    for name, size in zip(names, sizes, strict=True):
+        if portion and used + size > room:
+            yield portion
+            portion, used = [], 0
+        portion.append(name)
+        used += size
+    if portion:
+        yield portion
+
+
+def _bytes(entry: Entry) -> int:
+    count = 1
+    for side in entry.shape:
+        count *= side
+    return count * (entry.dtype.itemsize if entry.dtype else 8)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,83 @@
+"""What a recipe will take, before it runs: records, steps, tokens, arithmetic, and the memory that weights need."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.recipe import Recipe, recipe_preset, scheduled, stage_records
+
+CHARACTERS_PER_TOKEN = 4  # of English text, about
+GIB = 2**30
+
+
+def plan_recipe(
+    recipe: Recipe, root: str | Path, changes: tuple[str, ...] = (), lora: bool = False, skip_missing: bool = False,
+    tflops: float = 300.0,
+) -> list[str]:  # fmt: skip
+    """Lines that say what each stage takes, from the sizes of the recipe's preset; nothing is downloaded.
+
+    tflops: what the machine sustains, for the hours (an H100 at 30 % of its bf16 peak: 300). Lengths of texts are
+    estimates, and so is all that follows from them; activations are not in the memory.
+    """
+    base = recipe_preset(recipe, tuple(changes), lora)
+    with torch.device("meta"):
+        model = VideoLLaVA(base.model)
+    lines = [
+        "parameters: "
+        + ", ".join(f"{name} {_count(getattr(model, name)) / 1e6:,.1f} M" for name in PARTS)
+        + f"; a picture is {base.model.visual_tokens('image')} tokens, a clip "
+        + f"{base.model.visual_tokens('video', base.model.video.frames)}"
+    ]
+    for name in ("stage1", "stage2"):
+        training = getattr(base, name)
+        records, missing = stage_records(recipe, name, root, training.seed, skip_missing)
+        training = scheduled(training, len(records), recipe.epochs)
+        pictures = sum(len(row) for row in records["images"])
+        clips = sum(len(row) for row in records["videos"])
+        letters = sum(len(turn["value"]) for row in records["conversations"] for turn in row)
+        visual = pictures * base.model.visual_tokens("image")
+        visual += clips * base.model.visual_tokens("video", base.model.video.frames)
+        tokens = visual + letters // CHARACTERS_PER_TOKEN
+        flops = recipe.epochs * _flops(model, base.model, training, name, tokens, len(records), pictures, clips)
+        hours = flops / tflops / 1e12 / 3600
+        lines += [
+            f"{name}: {len(records):,} records, {pictures:,} pictures, {clips:,} clips ({len(missing):,} files missing)"
+            f"; {training.steps:,} steps of {training.batch_size}, about {tokens / len(records):,.0f} tokens a record",
+            f"{name}: {flops:.2e} FLOPs, {hours:.1f} hours at {tflops:g} TFLOP/s; weights, gradients and AdamW "
+            f"{_memory(model, training, name) / GIB:.1f} GiB, activations not counted",
+        ]
+    return lines
+
+
+PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _flops(model, config: ModelConfig, training: TrainingConfig, stage, tokens, records, pictures, clips) -> float:
+    """Of one pass over the data: two for each weight and token, and attention's; backward costs as much again for
+    what the gradient passes through, and once more for weights that learn."""
+    language = _count(model.language_model)
+    length = tokens / records
+    per_token = 2 * language + 2 * length * config.language.width * getattr(config.language, "layers", 0)
+    learns = stage == "stage2" and not training.lora_rank
+    frames = pictures, clips * config.video.frames
+    encoders = (model.image_encoder, config.image), (model.video_encoder, config.video)
+    seen = sum(2 * _count(encoder) * vision.patches * n for (encoder, vision), n in zip(encoders, frames, strict=True))
+    return per_token * tokens * (3 if learns else 2) + seen
+
+
+def _memory(model, training: TrainingConfig, stage: str) -> int:
+    """Bytes: four for each weight, twelve more for each that learns (its gradient and two moments)."""
+    learned = _count(model.projector)
+    if stage == "stage2":
+        language = model.language_model
+        linear = [module for module in language.modules() if isinstance(module, nn.Linear)]
+        adapters = sum(training.lora_rank * (module.in_features + module.out_features) for module in linear)
+        learned += adapters if training.lora_rank else _count(language)
+    return 4 * _count(model) + 12 * learned

@@ -1,0 +1,138 @@
+"""Training on real data from published parts: a recipe file names the parts and the data, a preset the rest.
+
+Records are in LLaVA's format, as the original's files have them. Media is decoded as training needs it: the
+features of a million clips would fill disks. Everything else is as on the embedded world: the same two stages.
+"""
+
+import math
+import tomllib
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib.resources import files as package_files
+from pathlib import Path
+
+import numpy as np
+
+from minivllava.config import Preset, TrainingConfig, from_dict, override, to_dict
+from minivllava.data.dataset import load_records, unique_files
+from minivllava.errors import ConfigError, DataError, MediaError
+from minivllava.models.backbones import assemble, load_encoder, load_language_model
+from minivllava.models.checkpoint import load_vllava, save_vllava
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.presets import preset
+from minivllava.training.lora import lora_recipe
+from minivllava.training.run import Run
+from minivllava.training.stages import stage1, stage2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which parts, which data, how much of it. Paths of data are under the root that is given when it is run."""
+
+    preset: str
+    image_encoder: str  # folders or hub ids
+    video_encoder: str
+    language_model: str
+    stage1: tuple[str, ...]  # LLaVA-format JSON files
+    stage2: tuple[str, ...]
+    stage1_records: int = 0  # a random part of so many; 0: all
+    stage2_records: int = 0
+    epochs: float = 1.0
+    context: int = 0  # tokens after which a record is cut; 0: the language model's own context
+    change: tuple[str, ...] = ()  # fields of the preset, e.g. "stage2.batch_size=64"
+
+
+def read_recipe(name: str | Path) -> Recipe:
+    """A recipe by the name of one that comes with the package ("smol", "paper"), or from a TOML file.
+
+    Raises ConfigError for a file that is missing, broken, or says something unknown.
+    """
+    shipped = package_files("minivllava") / "recipes"
+    names = sorted(file.name.removesuffix(".toml") for file in shipped.iterdir() if file.name.endswith(".toml"))
+    file = shipped / f"{name}.toml" if name in names else Path(name)
+    if not file.is_file():
+        raise ConfigError(f"There is no recipe {str(name)!r}; name a TOML file, or one of {', '.join(names)}.")
+    try:
+        recipe = from_dict(Recipe, tomllib.loads(file.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{file} is no recipe: {error}") from error
+    for field in fields(Recipe):
+        value = getattr(recipe, field.name)
+        kind = (int, float) if field.type is float else tuple if "tuple" in str(field.type) else field.type
+        if not isinstance(value, kind) or isinstance(value, tuple) and not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"{file}: {field.name} = {value!r} is of the wrong type.")
+    return recipe
+
+
+def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, skip_missing: bool = False):
+    """(records, files that are not there) of "stage1" or "stage2". Raises DataError, MediaError naming the files."""
+    records = load_records([Path(root) / file for file in getattr(recipe, stage)], root)
+    missing = [path for path in unique_files(records) if not Path(path).is_file()]
+    if missing and not skip_missing:
+        shown = "".join(f"\n  {path}" for path in missing[:8])
+        raise MediaError(
+            f"{len(missing)} files of {stage} are missing under {root}, such as:{shown}\nGet them, or leave their "
+            "records out with --skip-missing."
+        )
+    if missing:
+        gone = set(missing)
+        records = records.filter(lambda row: not gone.intersection(row["visuals"]))
+    wanted = getattr(recipe, f"{stage}_records")
+    if wanted and wanted < len(records):
+        records = records.select(np.sort(np.random.default_rng(seed).permutation(len(records))[:wanted]))
+    if not len(records):
+        raise DataError(f"No record of {stage} is left: none has its files under {root}.")
+    return records, missing
+
+
+def scheduled(training: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
+    """The recipe of a stage for as many steps as `epochs` passes over its records take."""
+    parts = training.accumulation
+    batch = max(parts, min(training.batch_size, records // parts * parts))
+    return replace(training, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
+
+
+def recipe_preset(recipe: Recipe, changes: tuple[str, ...] = (), lora: bool = False) -> Preset:
+    """The preset with what the recipe changes, then LoRA, then `changes`."""
+    base = override(preset(recipe.preset), *recipe.change)
+    if lora:
+        base = replace(base, stage2=lora_recipe(base.stage2))
+    return override(base, *changes)
+
+
+def train_recipe(
+    recipe: Recipe, root: str | Path, folder: str | Path, changes: tuple[str, ...] = (), lora: bool = False,
+    skip_missing: bool = False, **options,
+) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
+    """Stage 1 and stage 2 on a recipe's data. Returns the model and the files that were not there.
+
+    A run that was stopped continues when it is given the same again. Raises MediaError when training comes to a
+    file that cannot be decoded, naming it.
+    """
+    base = recipe_preset(recipe, tuple(changes), lora)
+    stages, missing = {}, []
+    for name in ("stage1", "stage2"):
+        training = getattr(base, name)
+        records, gone = stage_records(recipe, name, root, training.seed, skip_missing)
+        stages[name] = records, scheduled(training, len(records), recipe.epochs)
+        missing += gone
+    described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
+    run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), **described})
+    model = None
+    for name, step, stage in (("stage1", "stage1", stage1), ("stage2", "model", stage2)):
+        if (run.folder / step / "config.json").exists():
+            continue
+        if model is None:
+            model = _parts(recipe, base) if name == "stage1" else load_vllava(run.folder / "stage1")
+        records, training = stages[name]
+        room = model.config.language.context
+        cut = min(recipe.context or room, room)
+        train = partial(stage, model, records, training, cached=False, cut=cut, **options)
+        run.step(step, train, partial(save_vllava, model))
+    return load_vllava(run.folder / "model"), missing
+
+
+def _parts(recipe: Recipe, base: Preset) -> VideoLLaVA:
+    language, tokenizer = load_language_model(recipe.language_model)
+    image, video = (load_encoder(getattr(recipe, f"{kind}_encoder"), kind) for kind in ("image", "video"))
+    return assemble(base.model, image, video, language, tokenizer)

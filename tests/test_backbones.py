@@ -1,0 +1,310 @@
+"""Parts of `transformers` behind our interfaces: same numbers, same answers, saved and loaded like our own."""
+
+import json
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from foreign import write_language_model, write_tower
+from tiny import tiny_config, tiny_vllava, training, write_records
+from torch import nn
+
+from minivllava.chat import answer_prompts
+from minivllava.config import ModelConfig, TrainingConfig, from_dict, to_dict
+from minivllava.data.dataset import load_records
+from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models.backbones import (
+    assemble,
+    load_causal_lm,
+    load_encoder,
+    load_language_model,
+    load_tower,
+)
+from minivllava.models.generate import generate
+from minivllava.models.language import LanguageModel
+from minivllava.models.pretrained import PretrainedLanguageModel
+from minivllava.models.tower import VisionTower
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.lora import lora, lora_recipe
+from minivllava.training.stages import stage2
+
+KINDS = ["Qwen2", "GPT2", "Llama", "Mistral", "Gemma3Text"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def language(request, tmp_path_factory):
+    folder = write_language_model(tmp_path_factory.mktemp(request.param), request.param)
+    return load_causal_lm(folder)[0]
+
+
+def test_logits_are_those_of_transformers(language):
+    ids = torch.randint(3, 320, (2, 9))
+    with torch.no_grad():
+        theirs = language.model(input_ids=ids).logits
+        ours = language.logits(language(language.embed(ids)))
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_conversations_of_different_lengths_are_continued_as_alone_and_as_transformers_does(language):
+    ids, lengths = torch.randint(3, 320, (3, 9)), torch.tensor([9, 3, 6])
+    embeddings = language.embed(ids)
+    together = generate(language, embeddings, lengths, stop=(2,), max_new_tokens=8)
+    for row, length in enumerate(lengths.tolist()):
+        alone = generate(language, embeddings[row : row + 1, :length], lengths[row : row + 1], (2,), 8)
+        theirs = language.model.generate(
+            ids[row : row + 1, :length],
+            attention_mask=torch.ones(1, length, dtype=torch.long),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=2,
+        )[0, length:].tolist()
+        theirs = theirs[: theirs.index(2)] if 2 in theirs else theirs
+        assert together[row] == alone[0] == theirs
+
+
+def test_patterns_are_causal_and_sum_to_one(language):
+    patterns = []
+    embeddings = language.embed(torch.randint(3, 320, (1, 6)))
+    hidden = language(embeddings, attention=patterns)
+    assert len(patterns) == language.model.config.get_text_config().num_hidden_layers
+    assert torch.allclose(patterns[0].sum(-1), torch.ones(1, 4, 6), atol=1e-5)
+    assert torch.allclose(hidden, language(embeddings), atol=1e-4)
+
+
+def test_a_llama_becomes_our_decoder_and_others_stay_what_they_are(tmp_path):
+    ours, tokenizer = load_language_model(write_language_model(tmp_path / "llama", "Llama"))
+    theirs, _ = load_causal_lm(tmp_path / "llama")
+    ids = torch.randint(3, 320, (1, 7))
+    assert isinstance(ours, LanguageModel) and len(tokenizer) <= 320
+    assert torch.allclose(ours.logits(ours(ours.embed(ids))), theirs.logits(theirs(theirs.embed(ids))), atol=1e-4)
+    other, _ = load_language_model(write_language_model(tmp_path / "qwen", "Qwen2"))
+    assert isinstance(other, PretrainedLanguageModel) and other.config.stop == (2, 7)
+
+
+def test_models_that_are_no_decoders_are_refused(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    folder = write_language_model(tmp_path, "Llama")
+    MambaForCausalLM(
+        MambaConfig(vocab_size=320, hidden_size=16, num_hidden_layers=1, max_position_embeddings=9)
+    ).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="'mamba' cannot be used here"):
+        load_causal_lm(folder)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_language_model(tmp_path, "Qwen2")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="missing model.norm.weight"):
+        load_causal_lm(folder)
+    with pytest.raises(ConfigError, match="'qwen2'.*CLIP or SigLIP"):
+        load_encoder(folder, "image")
+
+
+# vision towers
+
+
+@pytest.mark.parametrize("kind, has_cls", [("CLIP", True), ("Siglip", False)])
+def test_hidden_states_are_those_of_transformers(kind, has_cls, tmp_path):
+    import transformers
+
+    tower = load_tower(write_tower(tmp_path, kind))
+    theirs = getattr(transformers, f"{kind}VisionModel").from_pretrained(tmp_path)
+    clip = torch.randn(2, 3, 3, 16, 16)
+    with torch.no_grad():
+        output = theirs(clip[:, 0], output_hidden_states=True)
+        pictures, clips = tower(clip[:, 0]), tower(clip)
+    assert len(pictures.hidden) == 4
+    for ours, their in zip(pictures.hidden, output.hidden_states, strict=True):
+        assert torch.allclose(ours, their, atol=1e-5)
+    assert torch.allclose(pictures.pooled, output.pooler_output, atol=1e-5)
+    assert torch.allclose(clips.hidden[-2][:, 0], pictures.hidden[-2], atol=1e-5), "clips: frame by frame"
+    assert tower.features(clip[:, 0]).shape == (2, 4, 16) and tower.features(clip).shape == (2, 3, 4, 16)
+    assert tower.features(clip, keep_cls=True).shape == (2, 3, 4 + has_cls, 16)
+    assert tower.config.mean == ((0.5, 0.5, 0.5) if kind == "Siglip" else tiny_config().image.mean)
+
+
+def test_our_temporal_attention_stands_before_the_layers_of_a_tower(tmp_path):
+    image = load_tower(write_tower(tmp_path))
+    video = VisionTower.from_image_encoder(replace(image.config, temporal=True, frames=4), image).eval()
+    clip = torch.randn(1, 4, 3, 16, 16)
+    order = torch.tensor([2, 0, 3, 1])
+    frames = image(clip).hidden[-2]
+    assert torch.allclose(image(clip[:, order]).hidden[-2], frames[:, order], atol=1e-5)
+    assert not torch.allclose(video(clip[:, order]).hidden[-2], video(clip).hidden[-2][:, order], atol=1e-2)
+    names = {name for name, p in video.named_parameters() if any(p is q for q in video.temporal_parameters())}
+    assert names and all(name.startswith("temporal.") for name in names)
+    for part in video.temporal:  # silenced, what is left is the tower
+        part.temporal_attention.output.weight.data.zero_()
+        part.temporal_attention.output.bias.data.zero_()
+        part.temporal_embedding.data.zero_()
+    assert torch.allclose(video(clip).hidden[-2], frames, atol=1e-5)
+
+
+def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
+    from minivllava.data.dataset import load_pixels
+
+    write_records(tmp_path)
+    tower = load_tower(write_tower(tmp_path / "tower", "Siglip"))
+    config = ModelConfig(image=tower.config, video=tower.config, aspect="square")
+    assert load_pixels(str(tmp_path / "white.png"), "image", config, 4).min() == pytest.approx(-1.0)
+    clip = load_pixels(str(tmp_path / "white.mp4"), "video", config, 4)
+    assert clip.shape == (4, 3, 16, 16) and clip.min() == pytest.approx(-1.0, abs=0.05)
+    (tmp_path / "tower/preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]})
+    )
+    assert load_tower(tmp_path / "tower").config.mean == (0, 0, 0)
+
+
+def test_a_cls_token_that_is_not_there_cannot_be_kept(tmp_path):
+    tower = load_tower(write_tower(tmp_path, "Siglip"))
+    with pytest.raises(ConfigError, match="keep_cls_image.*no CLS"):
+        ModelConfig(image=tower.config, video=tower.config, keep_cls_image=True)
+
+
+# the whole model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> VideoLLaVA:
+    return foreign_vllava(tmp_path_factory.mktemp("parts"))
+
+
+def foreign_vllava(folder, kind="GPT2", tower="Siglip") -> VideoLLaVA:
+    language, tokenizer = load_language_model(write_language_model(folder / kind, kind))
+    encoder = load_encoder(write_tower(folder / tower, tower), "image")
+    config = ModelConfig(template="chat", aspect="square")
+    return assemble(config, encoder, load_encoder(folder / tower, "video"), language, tokenizer)
+
+
+def test_a_model_of_such_parts_is_saved_and_loaded_like_any_other(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    again = VideoLLaVA.from_pretrained(tmp_path / "saved")
+    assert again.config == model.config and from_dict(ModelConfig, to_dict(model.config)) == model.config
+    for (name, ours), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert all(not buffer.is_meta for buffer in again.buffers())
+    clip = torch.randn(8, 3, 16, 16)
+    ids = torch.tensor([[5, *[-200] * 32, 9, 11]])
+    assert torch.equal(model(ids, [clip]), again(ids, [clip]))
+    inner = again.language_model.model
+    assert inner.lm_head.weight is inner.get_input_embeddings().weight, "tied weights stay one"
+    assert set(again.stop_tokens) == {2, 7}
+
+
+def test_it_answers_about_files(model, tmp_path):
+    write_records(tmp_path)
+    told = model.chat("What colour?", [tmp_path / "red.png"], [tmp_path / "red.mp4"], max_new_tokens=4)
+    assert isinstance(told, str)
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("kind", ["ours", "Qwen2", "GPT2"])
+def test_lora_learns_beside_the_projector_and_is_merged(kind, tmp_path):
+    pytest.importorskip("peft")
+    model = tiny_vllava() if kind == "ours" else foreign_vllava(tmp_path, kind)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    recipe = training(lora_rank=2, lora_alpha=4, lora_dropout=0.0, projector_learning_rate=1e-4)
+    records = load_records(write_records(tmp_path))
+    stage2(model, records, recipe, tmp_path / "run", device="cpu", progress=False, cached=False)
+    after = model.state_dict()
+    assert list(before) == list(after), "no trace of the adapters is left"
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in changed if name.startswith("projector.")}
+    learned = {name for name in changed if not name.startswith("projector.")}
+    assert learned and all(after[name].ndim == 2 for name in learned), "matrices alone"
+    assert not {n for n in learned if "head" in n or "embed" in n or "wte" in n or "encoder" in n}
+    for name in learned:  # an update of rank 2
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) == 2, name
+    moved = max((after[name] - before[name]).abs().max() for name in changed if name.startswith("projector."))
+    assert moved < 5e-4, "4 steps at the projector's own rate of 1e-4"
+    model.save_pretrained(tmp_path / "saved")
+    again = VideoLLaVA.from_pretrained(tmp_path / "saved")
+    outputs = [m.language_model(m.language_model.embed(torch.tensor([[4, 5]]))) for m in (model, again)]
+    assert torch.allclose(*outputs, atol=1e-5)
+
+
+def test_lora_resumes_to_the_same_weights(tmp_path):
+    pytest.importorskip("peft")
+    records = load_records(write_records(tmp_path))
+    recipe = training(lora_rank=2, checkpoint_every=2)
+    finished = {}
+    for name in ("whole", "stopped"):
+        model = tiny_vllava()
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt), stopped_after(3):
+                stage2(model, records, recipe, tmp_path / name, device="cpu", progress=False)
+            model = tiny_vllava()
+        stage2(model, records, recipe, tmp_path / name, device="cpu", progress=False)
+        finished[name] = model.state_dict()
+    for name, weight in finished["whole"].items():
+        assert torch.equal(weight, finished["stopped"][name]), name
+
+
+@contextmanager
+def stopped_after(steps: int):
+    """Training is interrupted when it asks for the samples of step `steps`."""
+    from minivllava.training import loop
+
+    usual = loop.learning_rate
+
+    def interrupted(step, config):
+        if step == steps:
+            raise KeyboardInterrupt
+        return usual(step, config)
+
+    loop.learning_rate = interrupted
+    try:
+        yield
+    finally:
+        loop.learning_rate = usual
+
+
+def test_the_original_recipe_for_lora():
+    recipe = lora_recipe(TrainingConfig(learning_rate=2e-5))
+    assert (recipe.lora_rank, recipe.lora_alpha, recipe.learning_rate) == (128, 256, 2e-4)
+    assert recipe.projector_learning_rate == 2e-5
+
+
+# quantisation
+
+
+@pytest.mark.parametrize("kind, most", [("int8", 0.02), ("int4", 0.25)])
+def test_rounded_weights_give_nearly_the_same_logits(kind, most, tmp_path):
+    pytest.importorskip("torchao")
+    model = tiny_vllava()
+    sizes = replace(model.config.language, width=64, mlp_width=96)
+    torch.manual_seed(0)
+    VideoLLaVA(replace(model.config, language=sizes), model.tokenizer).save_pretrained(tmp_path / "model")
+    whole, rounded = (VideoLLaVA.from_pretrained(tmp_path / "model", quantize=q) for q in (None, kind))
+    ids = torch.tensor([[1, *[-200] * 4, *range(20, 60)]])
+    picture = torch.randn(3, 16, 16)
+    with torch.no_grad():
+        logits, found = whole(ids, [picture]), rounded(ids, [picture])
+    error = (found - logits).abs().mean() / logits.abs().mean()
+    assert 0 < error < most
+    assert torch.equal(whole.language_model.head.weight, rounded.language_model.head.weight)
+    prompts = [[1, 30, 31], [1, 40]]
+    assert [len(a) for a in answer_prompts(rounded, prompts, [[], []], 4)], "it answers batches"
+    with pytest.raises(CheckpointError, match=f"rounded to {kind}"):
+        rounded.save_pretrained(tmp_path / "again")
+
+
+def test_quantisation_that_is_not_there_says_what_to_install(tmp_path, monkeypatch):
+    tiny_vllava().save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="'int3'.*int8, int4"):
+        VideoLLaVA.from_pretrained(tmp_path / "model", quantize="int3")
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ConfigError, match=r"pip install 'minivllava\[quantize\]'"):
+        VideoLLaVA.from_pretrained(tmp_path / "model", quantize="int8")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"peft.*minivllava\[gpu\]"), lora(nn.Linear(2, 2), training()):
+        pass

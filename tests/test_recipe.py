@@ -1,0 +1,234 @@
+"""Recipes: both stages on records as the original's files have them, from published-looking parts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from foreign import write_language_model, write_tower
+from tiny import COLOURS, square, training
+
+from minivllava.cli import main
+from minivllava.config import ModelConfig, preset, to_dict
+from minivllava.data.dataset import Conversations, load_records
+from minivllava.data.media import write_image, write_video
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.plan import plan_recipe
+from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
+from minivllava.training.run import Run
+
+
+def turns(*values: str) -> list[dict]:
+    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+
+STAGE1_IMAGES = [
+    {
+        "id": i,
+        "image": f"llava_image/00453/{colour}.jpg",
+        "conversations": turns("Render a clear and concise summary of the photo.\n<image>", f"a {colour} square"),
+    }
+    for i, colour in enumerate(COLOURS)
+]
+STAGE1_CLIPS = [
+    {
+        "id": 10,
+        "video": "valley/0/red.mp4",
+        "conversations": turns("<video>\nDescribe it.", "it moves right"),
+    },
+    {
+        "id": 11,
+        "video": "valley/0/gone.mp4",
+        "conversations": turns("<video>\nDescribe it.", "it moves left"),
+    },
+]
+STAGE2 = [
+    {
+        "id": "000000033471",
+        "image": "llava_image/00453/red.jpg",
+        "model": "",
+        "conversations": turns("<image>\nWhat colour?", "red", "Sure?", "yes"),
+    },
+    {
+        "id": 2,
+        "video": "valley/0/red.mp4",
+        "conversations": turns("Which way?\n<video>", "right", "Really?", "yes"),
+    },
+    {
+        "id": "identity_1",
+        "conversations": [{"from": "gpt", "value": "cut off"}, *turns("Hello", "Hello!")],
+    },
+    {
+        "id": "both",
+        "image": ["llava_image/00453/red.jpg", "llava_image/00453/blue.jpg"],
+        "video": ["valley/0/red.mp4"],
+        "conversations": turns("<video><image><image>\nWhat differs?", "the colour"),
+    },
+    {"id": "long", "conversations": turns("Tell me. " * 60, "No. " * 60)},
+]
+FILES = {
+    "pt_json/llava_image_.json": STAGE1_IMAGES,
+    "pt_json/valley_.json": STAGE1_CLIPS,
+    "ft_json/llava_image_tune_.json": STAGE2[:1] + STAGE2[3:4],
+    "ft_json/videochatgpt_tune_.json": STAGE2[1:2],
+    "ft_json/nlp_tune.json": STAGE2[2:3] + STAGE2[4:],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data root as the original's TRAIN_AND_VALIDATE.md lays it out, and tiny parts beside it."""
+    folder = tmp_path_factory.mktemp("root")
+    for name, records in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(records))
+    (folder / "llava_image/00453").mkdir(parents=True)
+    for colour in COLOURS:
+        write_image(folder / f"llava_image/00453/{colour}.jpg", square(colour, 10))
+    frames = torch.stack([torch.from_numpy(square("red", left)) for left in range(0, 16, 2)]).numpy()
+    (folder / "valley/0").mkdir(parents=True)
+    write_video(folder / "valley/0/red.mp4", frames)
+    write_language_model(folder / "parts/language", "Qwen2")
+    write_tower(folder / "parts/tower", "Siglip")
+    return folder
+
+
+def recipe(root, **changes) -> Recipe:
+    parts = {
+        "image_encoder": str(root / "parts/tower"),
+        "video_encoder": str(root / "parts/tower"),
+        "language_model": str(root / "parts/language"),
+    }
+    small = [f"{stage}.{field}" for stage in ("stage1", "stage2") for field in ("batch_size=4", "precision=no")]
+    return replace(read_recipe("smol"), **parts, context=120, change=tuple(small), **changes)
+
+
+def test_the_shipped_recipes_are_whole():
+    smol, paper = read_recipe("smol"), read_recipe("paper")
+    assert (smol.preset, paper.preset) == ("smol", "paper") and smol.stage1 == paper.stage1
+    assert set(paper.stage1 + paper.stage2) == set(FILES)
+    assert recipe_preset(smol).stage1.accumulation == 4
+    tuned = recipe_preset(paper, ("stage2.lora_dropout=0.0",), lora=True).stage2
+    assert (tuned.lora_rank, tuned.learning_rate, tuned.lora_dropout) == (128, 2e-4, 0.0)
+    with pytest.raises(ConfigError, match="no recipe 'huge'.*paper, smol"):
+        read_recipe("huge")
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("preset = ", "is no recipe"),
+        ('preset = "smol"', "lacks the field"),
+        ('colour = "red"', "no field colour"),
+    ],
+)
+def test_broken_recipes_are_named(tmp_path, text, told):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"mine\.toml.*{told}"):
+        read_recipe(tmp_path / "mine.toml")
+
+
+def test_missing_media_is_listed_or_left_out(root):
+    with pytest.raises(MediaError, match=r"1 files of stage1 are missing(.|\n)*gone\.mp4(.|\n)*--skip-missing"):
+        stage_records(recipe(root), "stage1", root, 0)
+    records, missing = stage_records(recipe(root), "stage1", root, 0, skip_missing=True)
+    assert len(records) == 5 and [path.endswith("valley/0/gone.mp4") for path in missing] == [True]
+    part, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, skip_missing=True)
+    again, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, skip_missing=True)
+    assert len(part) == 2 and part["id"] == again["id"]
+    with pytest.raises(DataError, match="nothing.json cannot be read"):
+        stage_records(recipe(root, stage2=("nothing.json",)), "stage2", root, 0)
+
+
+def test_records_of_the_real_files_are_read(root):
+    records, _ = stage_records(recipe(root), "stage2", root, 0)
+    by_id = {row["id"]: row for row in records}
+    assert by_id["identity_1"]["conversations"][0]["value"] == "Hello", "a beginning that is cut off is dropped"
+    names = [path.rsplit("/", 1)[1] for path in by_id["both"]["visuals"]]
+    assert names == ["red.mp4", "red.jpg", "blue.jpg"]
+    assert by_id["2"]["conversations"][0]["value"] == "Which way?\n<video>", "placeholders stay where they are"
+
+
+def test_long_records_are_cut_but_never_within_visual_tokens(root):
+    records = load_records(root / "ft_json/nlp_tune.json", root)
+    tokenizer = Tokenizer.from_pretrained(root / "parts/language")
+    config = replace(preset("smol").model, language=replace(preset("smol").model.language, context=100))
+    with pytest.raises(ContextLengthError, match="long"):
+        Conversations(records, tokenizer, config, None)
+    data = Conversations(records, tokenizer, config, None, cut=90)
+    assert [len(ids) for ids in data.input_ids] == [len(data.input_ids[0]), 90]
+    clips = load_records(root / "ft_json/videochatgpt_tune_.json", root)
+    with pytest.raises(ContextLengthError, match="visual tokens beyond the first 90"):
+        Conversations(clips, tokenizer, config, None, cut=90)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_both_stages_train_from_the_command_line(root, tmp_path, monkeypatch, capsys, lora):
+    if lora:
+        pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    told = recipe(root)
+    text = "\n".join(f"{name} = {json.dumps(value)}" for name, value in vars(told).items())
+    (tmp_path / "mine.toml").write_text(text)
+    command = ["minivllava", "recipe", "mine.toml", "--root", str(root), "--skip-missing", "--device", "cpu"]
+    command += ["--lora", "--set", "stage2.lora_rank=2"] if lora else []
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert "1 missing file" in printed and "runs/mine/model" in printed
+    first = VideoLLaVA.from_pretrained("runs/mine/stage1")
+    model = VideoLLaVA.from_pretrained("runs/mine/model")
+    before, after = first.state_dict(), model.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"projector", "language_model"}
+    log = json.loads((tmp_path / "runs/mine/log.json").read_text())
+    assert [log[name][-1]["step"] for name in ("stage1", "model")] == [2, 2]
+    assert model.config.template == "chat" and model.config.language.context == 128
+    monkeypatch.setattr("minivllava.training.recipe.stage1", None)  # what is done is not done again
+    train_recipe(told, root, "runs/mine", ("stage2.lora_rank=2",) if lora else (), lora, True, device="cpu")
+
+
+def test_a_clip_that_cannot_be_decoded_stops_training_and_is_named(root, tmp_path):
+    broken = root / "valley/0/gone.mp4"
+    broken.write_bytes(b"no clip")
+    try:
+        with pytest.raises(MediaError, match=r"gone\.mp4"):
+            train_recipe(recipe(root), root, tmp_path / "run", device="cpu", progress=False)
+    finally:
+        broken.unlink()
+
+
+def test_the_plan_counts_and_estimates(root):
+    lines = plan_recipe(replace(read_recipe("smol"), change=("stage1.batch_size=4",)), root, skip_missing=True)
+    assert "language_model 134.5 M" in lines[0] and "a picture is 196 tokens, a clip 1568" in lines[0]
+    assert "stage1: 5 records, 4 pictures, 1 clips (1 files missing); 2 steps of 4" in lines[1]
+    assert "hours at 300 TFLOP/s" in lines[2] and "GiB" in lines[2]
+
+
+def test_pictures_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):
+    """As in the original: stage 1 crops, stage 2 pads to a square."""
+    from minivllava.training import stages
+
+    seen = []
+    usual = stages.load_pixels
+    monkeypatch.setattr(
+        stages,
+        "load_pixels",
+        lambda path, kind, config, frames: seen.append(config.aspect) or usual(path, kind, config, frames),
+    )
+    train_recipe(recipe(root), root, tmp_path / "run", skip_missing=True, device="cpu", progress=False)
+    assert "pad" in seen and seen == sorted(seen, reverse=True), "square first, then pad"
+    assert ModelConfig().stage1_aspect == "square"
+
+
+def test_a_run_from_before_a_field_was_there_continues(tmp_path):
+    told = to_dict(training())
+    before = {key: value for key, value in told.items() if not key.startswith("lora")}
+    Run(tmp_path / "run", {"training": before})
+    Run(tmp_path / "run", {"training": told})
+    with pytest.raises(CheckpointError, match="another training"):
+        Run(tmp_path / "run", {"training": to_dict(training(lora_rank=2))})
