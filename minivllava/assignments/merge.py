@@ -44,7 +44,8 @@ def merge(original: dict, submission: dict, where: str) -> list[dict]:
             extras.setdefault(anchor, []).append(source(cell))
     steps: list[Step] = []
     add_extras(steps, extras[""], "the start")
-    for part in framework:
+    last = max((n for n, part in enumerate(framework) if part.role == "test"), default=-1)
+    for part in framework[: last + 1]:  # what comes after judges nothing
         if part.cell["cell_type"] == "code":
             steps += _step(part, steps, answers)
         add_extras(steps, extras.get(part.name, []), part.name)
