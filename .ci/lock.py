@@ -34,7 +34,7 @@ def normalise(name: str) -> str:
 
 def resolve(python: Path, torch: str) -> dict[str, str]:
     """Install everything with `python` and return {name: version}, without local parts such as "+cpu"."""
-    for requirement in (["--upgrade", "pip"], [f"torch=={torch}"], ["--editable", f"{ROOT}[dev]"]):
+    for requirement in (["--upgrade", "pip"], [f"torch=={torch}"], ["--editable", f"{ROOT}[dev,quantize]"]):
         subprocess.run([python, "-m", "pip", "install", *requirement], check=True)
     freeze = [python, "-m", "pip", "freeze", "--all", "--exclude-editable"]
     lines = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout.splitlines()

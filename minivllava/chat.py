@@ -1,25 +1,34 @@
-"""Asking a model about files: from a question and paths to a streamed answer."""
+"""Asking a model about files: from a question and paths to a streamed answer.
+
+chat           one question, with or without what was said before
+chat_batch     several conversations at once
+Conversation   one that goes on: it keeps what it has read, so that each turn costs only what is new
+"""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minivllava.data.conversation import encode_conversation, placeholders, template
+from minivllava.data.conversation import VISUAL, encode_conversation, placeholders, template
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import media_kind
 from minivllava.data.tokenizer import pad_rows
-from minivllava.errors import CheckpointError, DataError
+from minivllava.errors import CheckpointError, ConfigError, DataError
 from minivllava.models.generate import generate
 from minivllava.models.vllava import VideoLLaVA
+
+File = str | Path
 
 
 def chat(
     model: VideoLLaVA,
     question: str,
-    images: Sequence[str | Path] = (),
-    videos: Sequence[str | Path] = (),
+    images: Sequence[File] = (),
+    videos: Sequence[File] = (),
     history: Sequence[tuple[str, str]] = (),
     frames: int | None = None,
     on_text: Callable[[str], None] | None = None,
@@ -30,43 +39,92 @@ def chat(
     images, videos: paths. Where no turn names them by <image> and <video>, they stand before the first
     question, clips first, as the original does. history: earlier (question, answer) pairs of the same
     conversation. frames: how many of a clip the model sees (default: the config's 8). on_text receives the
-    answer piece by piece. sampling: `temperature` (0: greedy), `top_p`, `max_new_tokens`, `generator`.
+    answer piece by piece. sampling: `temperature` (0: greedy), `top_p`, `max_new_tokens`, `generator`, `compiled`.
 
     Raises MediaError for a file that cannot be read, DataError when placeholders and files disagree,
-    ContextLengthError when all of it is too long, CheckpointError for a model without a tokenizer.
+    ContextLengthError when all of it is too long or leaves no room for an answer, CheckpointError for a
+    model without a tokenizer.
     """
-    if model.tokenizer is None:
-        raise CheckpointError("The model has no tokenizer, so it reads no words: copy tokenizer files into its folder.")
-    turns = [turn for asked, answered in history for turn in (("human", asked), ("gpt", answered))]
-    turns = [{"from": speaker, "value": value} for speaker, value in (*turns, ("human", question))]
-    if not any(placeholders(turn["value"]) for turn in turns):
-        markers = "<video>" * len(videos) + "<image>" * len(images)
-        turns[0]["value"] = f"{markers}\n{turns[0]['value']}" if markers else turns[0]["value"]
-    files = {"image": iter(images), "video": iter(videos)}
-    kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
-    paths = [next(files[kind], None) for kind in kinds]
-    leftover = [path for rest in files.values() for path in rest]
-    if None in paths:
-        raise DataError(f"A <{kinds[paths.index(None)]}> in the text has no file: give one, or take it out.")
-    if leftover:
-        raise DataError(f"{leftover[0]} has no placeholder: write <image> or <video> for each file, or for none.")
-    frames = frames or model.config.video.frames
-    counts = [model.config.visual_tokens(kind, frames) for kind in kinds]
-    ids, _ = encode_conversation(
-        turns, model.tokenizer, template(model.config.template), counts, model.config.language.context
-    )
-    visuals = [load_pixels(str(path), kind, model.config, frames) for path, kind in zip(paths, kinds, strict=True)]
-    streamer = Streamer(model, on_text) if on_text else None
+    ids, visuals = _encode(model, question, images, videos, history, frames)
+    streamer = Streamer(model, on_text)
     (answer,) = answer_prompts(model, [ids], [visuals], on_token=streamer, **sampling)
+    streamer.finish()
     return answer
 
 
-def by_kind(files: Iterable[str | Path]) -> tuple[list, list]:
+def chat_batch(
+    model: VideoLLaVA,
+    questions: Sequence[str],
+    images: Sequence[Sequence[File]] | None = None,
+    videos: Sequence[Sequence[File]] | None = None,
+    histories: Sequence[Sequence[tuple[str, str]]] | None = None,
+    frames: int | None = None,
+    **sampling,
+) -> list[str]:
+    """The answers to several conversations' questions, computed at once; greedy ones are those of `chat`.
+
+    images, videos, histories: one sequence for each question, as `chat` takes them; left out, there are none.
+    Raises what `chat` raises, and ConfigError when there are not as many of them as questions.
+    """
+    given = {"images": images, "videos": videos, "histories": histories}
+    for name, rows in given.items():
+        if rows is not None and len(rows) != len(questions):
+            raise ConfigError(f"{name}: {len(rows)} for {len(questions)} questions; give a sequence for each, or none.")
+    columns = [rows if rows is not None else [()] * len(questions) for rows in given.values()]
+    encoded = [_encode(model, *row, frames) for row in zip(questions, *columns, strict=True)]
+    return answer_prompts(model, [ids for ids, _ in encoded], [visuals for _, visuals in encoded], **sampling)
+
+
+def by_kind(files: Iterable[File]) -> tuple[list, list]:
     """Paths sorted into (images, videos) by what they are. Raises MediaError for neither."""
     sorted_files: dict[str, list] = {"image": [], "video": []}
     for file in files:
         sorted_files[media_kind(file)].append(file)
     return sorted_files["image"], sorted_files["video"]
+
+
+def _encode(model: VideoLLaVA, question, images, videos, history, frames: int | None) -> tuple[list[int], list[Tensor]]:
+    """A conversation's ids, and the pixels of its files in the placeholders' order."""
+    if model.tokenizer is None:
+        raise CheckpointError("The model has no tokenizer, so it reads no words: copy tokenizer files into its folder.")
+    turns = _turns(history, question)
+    if not any(placeholders(turn["value"]) for turn in turns):
+        turns[0]["value"] = _with_markers(turns[0]["value"], images, videos)
+    kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
+    paths = _in_order(kinds, images, videos)
+    frames = frames or model.config.video.frames
+    return _ids(model, turns, kinds, frames), [
+        load_pixels(str(path), kind, model.config, frames) for path, kind in zip(paths, kinds, strict=True)
+    ]
+
+
+def _turns(history: Iterable[tuple[str, str]], question: str) -> list[dict]:
+    said = [turn for asked, answered in history for turn in (("human", asked), ("gpt", answered))]
+    return [{"from": speaker, "value": value} for speaker, value in (*said, ("human", question))]
+
+
+def _with_markers(question: str, images: Sequence[File], videos: Sequence[File]) -> str:
+    """The question with a placeholder for each file on a line before it, clips first."""
+    markers = "<video>" * len(videos) + "<image>" * len(images)
+    return f"{markers}\n{question}" if markers else question
+
+
+def _in_order(kinds: Sequence[str], images: Sequence[File], videos: Sequence[File]) -> list[File]:
+    """The files in the order of their placeholders. Raises DataError when there is one too many of either."""
+    files = {"image": iter(images), "video": iter(videos)}
+    paths = [next(files[kind], None) for kind in kinds]
+    if None in paths:
+        raise DataError(f"A <{kinds[paths.index(None)]}> in the text has no file: give one, or take it out.")
+    for path in (path for rest in files.values() for path in rest):
+        raise DataError(f"{path} has no placeholder: write <image> or <video> for each file, or for none.")
+    return paths
+
+
+def _ids(model: VideoLLaVA, turns: Sequence[dict], kinds: Sequence[str], frames: int) -> list[int]:
+    counts = [model.config.visual_tokens(kind, frames) for kind in kinds]
+    return encode_conversation(
+        turns, model.tokenizer, template(model.config.template), counts, model.config.language.context
+    )[0]
 
 
 @torch.inference_mode()
@@ -78,6 +136,8 @@ def answer_prompts(
     **options,
 ) -> list[str]:
     """Answers a batch of encoded prompts of any lengths, each with its visuals. See `generate` for options."""
+    if not prompts:
+        return []
     ids = pad_rows([list(prompt) for prompt in prompts], 0).to(model.device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     embeddings = model.embed(ids, [v.to(model.device) for row in visuals for v in row])
@@ -88,18 +148,126 @@ def answer_prompts(
     return [model.tokenizer.decode(answer).strip() for answer in answers]
 
 
-class Streamer:
-    """Turns one row's tokens into pieces of text, holding back bytes that are not yet whole characters."""
+class _Seen(NamedTuple):
+    """A picture or clip of a conversation."""
 
-    def __init__(self, model: VideoLLaVA, on_text: Callable[[str], None]):
+    number: int  # of no other in this conversation
+    kind: str
+    features: Tensor  # (n, d), of the encoder
+
+
+class Conversation:
+    """A conversation about pictures and clips that goes on.
+
+    Its keys and values stay in a cache: a further turn reads only what the model has not read yet, and a file is
+    encoded once. The answers are those that `chat` gives for the same history. What fails, or is interrupted,
+    leaves the conversation as it was before.
+
+    frames, sampling: as `chat` takes them, for all turns.
+    """
+
+    def __init__(self, model: VideoLLaVA, frames: int | None = None, **sampling):
+        self.model, self.sampling = model, sampling
+        self.frames = frames or model.config.video.frames
+        self._numbers = count(1)
+        self.reset()
+
+    def reset(self):
+        """Forgets all that was said and seen."""
+        self.history: list[tuple[str, str]] = []  # (question, answer), with the files' placeholders
+        self._seen: list[_Seen] = []
+        self._cache = None
+        self._read: list[int] = []  # what the cache holds: ids, and in place of -200s which visual it is
+
+    def ask(
+        self, question: str, images: Sequence[File] = (), videos: Sequence[File] = (),
+        on_text: Callable[[str], None] | None = None, **sampling,
+    ) -> str:  # fmt: skip
+        """The answer to the next question, about files shown now or before.
+
+        Files stand before the question, clips first, unless it says by <image> and <video> where. Raises as `chat`.
+        """
+        if not placeholders(question):
+            question = _with_markers(question, images, videos)
+        seen = self._seen + self._see(question, images, videos)
+        ids = _ids(self.model, _turns(self.history, question), [s.kind for s in seen], self.frames)
+        streamer = Streamer(self.model, on_text)
+        made = self._continue(ids, seen, on_token=streamer, **(self.sampling | sampling))
+        streamer.finish()
+        answer = self.model.tokenizer.decode(made).strip()
+        self.history.append((question, answer))
+        self._seen = seen
+        return answer
+
+    @torch.inference_mode()
+    def _see(self, question: str, images: Sequence[File], videos: Sequence[File]) -> list[_Seen]:
+        """The files that a question brings, encoded."""
+        kinds = placeholders(question)
+        found = []
+        for path, kind in zip(_in_order(kinds, images, videos), kinds, strict=True):
+            pixels = load_pixels(str(path), kind, self.model.config, self.frames)
+            features = self.model.features(pixels[None].to(next(self.model.projector.parameters())))[0]
+            found.append(_Seen(next(self._numbers), kind, features))
+        return found
+
+    @torch.inference_mode()
+    def _continue(self, ids: list[int], seen: list[_Seen], max_new_tokens: int = 128, **options) -> list[int]:
+        """The new tokens after a prompt, of which only what differs from what the cache holds is read."""
+        language_model, device = self.model.language_model, self.model.device
+        counts = [self.model.config.visual_tokens(s.kind, self.frames) for s in seen]
+        marks = (VISUAL - s.number for s, tokens in zip(seen, counts, strict=True) for _ in range(tokens))
+        keys = [next(marks) if token == VISUAL else token for token in ids]
+        needed = min(len(ids) + max_new_tokens, language_model.config.context)
+        enough = self._cache is not None and self._cache.size >= needed
+        known = _shared(keys, self._read) if enough else 0
+        new = set(keys[known:])
+        features = [s.features for s in seen if VISUAL - s.number in new]
+        embeddings = self.model.embed(torch.tensor([ids[known:]], device=device), features)
+        if not enough:  # twice what is needed, for the turns that follow
+            self._cache = language_model.new_cache(1, min(2 * needed, language_model.config.context), like=embeddings)
+        self._read = keys[:known]  # from here on overwritten
+        lengths = torch.tensor([len(ids) - known], device=device)
+        (made,) = generate(
+            language_model, embeddings, lengths, stop=self.model.stop_tokens, max_new_tokens=max_new_tokens,
+            cache=self._cache, known=known, **options,
+        )  # fmt: skip
+        self._read = keys + made[:-1]  # the last token may not have been read
+        return made
+
+
+def _shared(keys: list[int], read: list[int]) -> int:
+    """How many of a prompt's tokens are what was read before: not all, since the last one gives the first logits,
+    and a visual as a whole or not at all."""
+    same = zip(keys[:-1], read, strict=False)
+    length = next((i for i, (new, old) in enumerate(same) if new != old), min(len(keys) - 1, len(read)))
+    while length and keys[length] < 0 and keys[length] == keys[length - 1]:
+        length -= 1
+    return length
+
+
+class Streamer:
+    """Turns one row's tokens into pieces of text, holding back bytes that are not yet whole characters.
+
+    on_text: may be None, then nothing happens.
+    """
+
+    def __init__(self, model: VideoLLaVA, on_text: Callable[[str], None] | None):
         self.tokenizer, self.on_text = model.tokenizer, on_text
         self.ids: list[int] = []
         self.shown = ""
 
     def __call__(self, tokens: list[int]):
-        if tokens[0] >= 0:
+        if self.on_text is not None and tokens[0] >= 0:
             self.ids.append(tokens[0])
+            self._show(whole=False)
+
+    def finish(self):
+        """Shows what was held back, if the answer ends with it."""
+        if self.on_text is not None:
+            self._show(whole=True)
+
+    def _show(self, whole: bool):
         text = self.tokenizer.decode(self.ids).lstrip()
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(self.shown):
+        if len(text) > len(self.shown) and (whole or not text.endswith("\N{REPLACEMENT CHARACTER}")):
             self.on_text(text[len(self.shown) :])
             self.shown = text

@@ -19,8 +19,8 @@ from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import measured_rate, plan_study
 from minivllava.ablations.questions import write_answers
 from minivllava.ablations.records import Data, DepthData, scaled_steps
-from minivllava.ablations.results import finished_cells, summarise, whole_seeds, write_results
-from minivllava.ablations.runner import grid, read_cell, run_grid, stand_alone
+from minivllava.ablations.results import finished_cells, is_current, summarise, whole_seeds, write_results
+from minivllava.ablations.runner import grid, run_grid, stand_alone
 from minivllava.ablations.settings import Mixture, Settings, base_settings, cell_key, changed
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
 from minivllava.ablations.study import load_study, study_names
@@ -28,7 +28,7 @@ from minivllava.cli import app
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.build import WorldConfig
 from minivllava.data.world import sample_scene
-from minivllava.errors import ConfigError, DataError
+from minivllava.errors import CheckpointError, ConfigError, DataError, MinivllavaError
 from minivllava.models.checkpoint import save_model
 from minivllava.models.language import LanguageModel
 
@@ -422,10 +422,18 @@ def test_an_interrupted_grid_continues_and_computes_nothing_twice(settings, part
     assert len(counts) == 5 and len(found) == 4, "two before, one that broke, two after"
     run_grid(cells, parts)
     assert len(counts) == 5
-    read_cell(parts.store, cells[0].key)["metrics"]["image"] = 0
     (parts.store / "cells" / f"{cells[0].key}.json").write_text("{")
-    with pytest.raises(Exception, match="delete it"):
+    with pytest.raises(CheckpointError, match="delete it"):
         run_grid(cells, parts)
+
+
+def test_a_seed_that_diverges_stops_the_study_and_says_which(settings, parts, monkeypatch):
+    def diverge(*_):
+        raise FloatingPointError("stage 2: the loss is not finite at step 3; lower the learning rate.")
+
+    monkeypatch.setattr(runner_module, "run_cell", diverge)
+    with pytest.raises(MinivllavaError, match="a, seed 0: stage 2.*No seed is left out"):
+        run_grid(grid({"a": settings}, 1, parts.fingerprint), parts)
 
 
 def test_known_results_are_not_computed_again(settings, parts, monkeypatch):
@@ -520,6 +528,13 @@ def test_the_config_hash_follows_what_is_compared():
         for start, seeds in ((tiny, 1), (tiny, 3), (changed(tiny, "stage2.steps=9"), 1))
     }
     assert len(hashes) == 2, "not of how many seeds there are"
+
+
+def test_results_know_whether_they_are_out_of_date(parts):
+    study = load_study("layer")
+    for weights, current in ((parts.fingerprint, True), ("others", False)):
+        results = summarise(study, "tiny", *made_up(study, base_settings("tiny"), 1, weights))
+        assert is_current(results, parts) is current
 
 
 def test_a_plan_counts_steps_cells_and_what_is_left(settings, parts):

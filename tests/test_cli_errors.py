@@ -139,7 +139,7 @@ def test_a_bad_checkpoint(refused, model):
     refused(["half/model.safetensors", "truncated"], "ask", "half", *ask)
     shutil.rmtree("half")
     shutil.copytree(model, "half", ignore=shutil.ignore_patterns("*.safetensors"))
-    refused(["half/model.safetensors", "missing"], "ask", "half", *ask)
+    refused(["half", "model.safetensors", "missing"], "ask", "half", *ask)
     shutil.copy(model / "model.safetensors", "half")
     card = json.loads(Path("half/config.json").read_text())
     card["config"]["language"]["mlp_width"] = 64

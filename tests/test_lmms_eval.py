@@ -66,6 +66,9 @@ def test_lmms_eval_gets_answers_in_order(adapter, tmp_path):
     by_chat = lmm.model.chat("What colour?", images=[tmp_path / "same.png"], max_new_tokens=5)
     assert answers[0] == by_chat.split("\n\n")[0].strip()
     assert answers[1] == lmm.model.chat("Which way?", videos=[tmp_path / "clip.mp4"], max_new_tokens=3)
+    both = [tmp_path / "same.png"] * 2
+    greedy = lmm.model.chat("<image> and <image>: same?", images=both, max_new_tokens=3)
+    assert answers[3] == greedy, "do_sample=False outweighs a temperature"
     assert [row[1][0] for row in sorted(lmm.partial, key=lambda row: row[1][0])] == sorted(k[0] for k in kinds)
 
 

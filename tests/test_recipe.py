@@ -133,10 +133,10 @@ def test_broken_recipes_are_named(tmp_path, text, told):
 def test_missing_media_is_listed_or_left_out(root):
     with pytest.raises(MediaError, match=r"1 files of stage1 are missing(.|\n)*gone\.mp4(.|\n)*--skip-missing"):
         stage_records(recipe(root), "stage1", root, 0)
-    records, missing = stage_records(recipe(root), "stage1", root, 0, skip_missing=True)
+    records, missing = stage_records(recipe(root), "stage1", root, 0, "skip")
     assert len(records) == 5 and [path.endswith("valley/0/gone.mp4") for path in missing] == [True]
-    part, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, skip_missing=True)
-    again, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, skip_missing=True)
+    part, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, "skip")
+    again, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, "skip")
     assert len(part) == 2 and part["id"] == again["id"]
     with pytest.raises(DataError, match="nothing.json cannot be read"):
         stage_records(recipe(root, stage2=("nothing.json",)), "stage2", root, 0)
@@ -206,6 +206,8 @@ def test_the_plan_counts_and_estimates(root):
     lines = plan_recipe(replace(read_recipe("smol"), change=("stage1.batch_size=4",)), root, skip_missing=True)
     assert "language_model 134.5 M" in lines[0] and "a picture is 196 tokens, a clip 1568" in lines[0]
     assert "stage1: 5 records, 4 pictures, 1 clips (1 files missing); 2 steps of 4" in lines[1]
+    early = plan_recipe(recipe(root), root)[1]
+    assert "6 records" in early and "(1 files missing)" in early, "the media need not be there yet"
     assert "hours at 300 TFLOP/s" in lines[2] and "GiB" in lines[2]
 
 
@@ -221,7 +223,7 @@ def test_pictures_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):
         lambda path, kind, config, frames: seen.append(config.aspect) or usual(path, kind, config, frames),
     )
     train_recipe(recipe(root), root, tmp_path / "run", skip_missing=True, device="cpu", progress=False)
-    assert "pad" in seen and seen == sorted(seen, reverse=True), "square first, then pad"
+    assert set(seen) == {"square", "pad"} and seen == sorted(seen, reverse=True), "square first, then pad"
     assert ModelConfig().stage1_aspect == "square"
 
 

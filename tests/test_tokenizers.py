@@ -74,6 +74,19 @@ def test_interface(tmp_path):
     assert tokenizer.decode([1, *tokenizer.encode("red"), 2]) == "red"
 
 
+def test_a_tokenizer_json_is_read_as_it_stands_whatever_class_is_named_beside_it(tmp_path):
+    from tokenizers import pre_tokenizers
+
+    theirs = smollm_tokenizer()
+    pieces = [pre_tokenizers.Split("u", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(pieces)
+    theirs.save_pretrained(tmp_path)
+    card = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(card | {"tokenizer_class": "GPT2Tokenizer"}))
+    told = [theirs.convert_ids_to_tokens(Tokenizer.from_pretrained(tmp_path).encode("colour"))]
+    assert told == [theirs.tokenize("colour")] and "u" in told[0]
+
+
 def test_a_beginning_of_sequence_is_there_only_where_the_tokenizer_adds_it(tmp_path):
     from tokenizers.processors import TemplateProcessing
 
@@ -182,8 +195,7 @@ def vicuna(tmp_path_factory):
 
 @pytest.mark.parametrize("legacy", [False, True, None])
 def test_vicuna_is_encoded_as_sentencepiece_does(vicuna, legacy):
-    import sentencepiece as spm
-
+    spm = pytest.importorskip("sentencepiece")
     card = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     card |= {"add_bos_token": True} | ({} if legacy is None else {"legacy": legacy})
     (vicuna / "tokenizer_config.json").write_text(json.dumps(card))
@@ -208,11 +220,13 @@ def test_vicuna_is_encoded_as_sentencepiece_does(vicuna, legacy):
         assert rest == [*second, 2]
 
 
-def test_vicuna_comes_back_as_it_was(vicuna, tmp_path):
-    (vicuna / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "legacy": false}')
+@pytest.mark.parametrize("legacy", [False, True])
+def test_vicuna_comes_back_as_it_was(vicuna, tmp_path, legacy):
+    card = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}
+    (vicuna / "tokenizer_config.json").write_text(json.dumps(card))
     tokenizer = Tokenizer.from_pretrained(vicuna)
     tokenizer.save(tmp_path)
-    said = turns("<image>\nred? </s> ", "left", "USER", "red")
+    said = turns("<image>\nred? </s> ", "left", "red", "red")
     again = Tokenizer.from_pretrained(tmp_path)
     encoded = [encode_conversation(said, t, template("v1"), [2]) for t in (tokenizer, again)]
     assert encoded[0] == encoded[1] and encoded[0][0].count(2) == 2

@@ -106,7 +106,7 @@ def _scores(model: VideoLLaVA, data: Data, load: Callable, baselines: bool, prog
 
     scores = {"metrics": answers("model", load=load), "n": _counts(data.test, data.pope), "baselines": {}}
     if baselines:
-        clips = data.test.filter(lambda row: bool(row["videos"]))
+        clips = data.test.select([number for number, videos in enumerate(data.test["videos"]) if videos])
         scores["baselines"] = {"blind": answers("blind")}
         for view in VIEWS[1:]:
             scores["baselines"][view] = summary(evaluate(model, clips, view, progress=progress))

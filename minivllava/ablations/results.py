@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from minivllava.ablations.runner import Cell
-from minivllava.ablations.settings import Settings, cell_key, digest
+from minivllava.ablations.parts import Parts
+from minivllava.ablations.runner import Cell, grid
+from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
-from minivllava.ablations.study import METRICS, Claim, Study
+from minivllava.ablations.study import METRICS, Claim, Study, load_study
 from minivllava.errors import DataError
 from minivllava.provenance import environment
 
@@ -60,6 +61,13 @@ def summarise(study: Study, preset: str, cells: list[Cell], found: dict[str, dic
 def config_hash(study: Study, cells: list[Cell]) -> str:
     """The hash of what a study compares, whatever its seeds: a result with another one is out of date."""
     return digest(study.metrics, sorted((cell.arm, cell.key) for cell in cells if cell.seed == 0))
+
+
+def is_current(results: dict, parts: Parts) -> bool:
+    """Whether results follow from today's study, settings and shipped parts: else they should be made again."""
+    study = load_study(results["study"])
+    cells = grid(study.settings(base_settings(results["preset"])), 1, parts.fingerprint)
+    return config_hash(study, cells) == results["config_hash"]
 
 
 def _summary(its: dict[int, dict], read: Callable[[dict], float | None]) -> dict | None:

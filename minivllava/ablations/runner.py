@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from minivllava.ablations.cell import run_cell
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.settings import Settings, cell_key
-from minivllava.errors import CheckpointError, ConfigError
+from minivllava.errors import CheckpointError, ConfigError, MinivllavaError
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,14 @@ def _work(todo: list[Cell], parts: Parts):
     with tqdm(total=len(todo), desc="cells", unit="cell", disable=not (parts.progress and todo)) as bar:
         for cell in _free_cells(todo, parts.store):
             bar.set_postfix_str(f"{cell.arm}, seed {cell.seed}")
-            write_cell(parts.store, run_cell(cell.settings, cell.seed, parts))
+            try:
+                result = run_cell(cell.settings, cell.seed, parts)
+            except FloatingPointError as error:
+                raise MinivllavaError(
+                    f"{cell.arm}, seed {cell.seed}: {error} No seed is left out of a study, so change the recipe of "
+                    "all arms, e.g. --set stage2.learning_rate*=0.5."
+                ) from error
+            write_cell(parts.store, result)
             bar.n = sum(read_cell(parts.store, other.key) is not None for other in todo)
             bar.refresh()
 

@@ -53,7 +53,7 @@ def ablate(
     from minivllava.ablations.statistics import require_scipy
 
     require_scipy()
-    rank, ranks = stand_alone()
+    rank, _ = stand_alone()
     studies = [load_study(name) for name in (study_names() if names == ["all"] else names)]
     settings = changed(base_settings(preset), *change)
     usual = preset == "tiny" and parts == PARTS and not change
@@ -77,6 +77,8 @@ def _run(study, settings, preset: str, seeds: int, parts, out: Path, processes: 
     seeds = max(seeds, whole_seeds(arms, parts.fingerprint, known))  # what was shown before is not dropped
     cells = grid(arms, seeds, parts.fingerprint)
     read = sum(key in known for key in {cell.key for cell in cells})
+    if known and not read and not quiet:
+        print(f"{study.name}: {out / study.name}.json has other settings or parts than today's and will be replaced.")
     if read and not quiet:
         print(f"{study.name}: {read} finished cells are read from {out / study.name}.json; --out elsewhere runs them.")
     if processes is None:

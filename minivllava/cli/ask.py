@@ -1,27 +1,76 @@
-"""Asking a model: ask."""
+"""Asking a model: ask, chat."""
 
 import json
 import os
-from pathlib import Path
+import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import app
-from minivllava.errors import DataError
+from minivllava.cli.app import Device, app
+from minivllava.errors import CheckpointError, ConfigError, DataError, MinivllavaError
+
+Checkpoint = Annotated[
+    str, typer.Argument(help="A checkpoint folder or hub id, e.g. data/pretrained/tiny or LanguageBind/Video-LLaVA-7B.")
+]
+Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw among the likeliest tokens up to this share.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Frames the model sees of a clip; by default 8.")]
+Seed = Annotated[int, typer.Option(help="For temperatures above 0.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, bfloat16 on a GPU."),
+]
+Quantize = Annotated[str | None, typer.Option(help="int8 or int4: store the language model's weights in fewer bits.")]
+
+
+def load_model(checkpoint: str, device: str | None = None, dtype: str | None = None, quantize: str | None = None):
+    """The Video-LLaVA that these options name. Raises ConfigError for a device that is not there, CheckpointError."""
+    import torch
+
+    from minivllava.models.vllava import VideoLLaVA
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"--device {device} cannot be used here ({reason}): try --device cpu.") from error
+    dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "bfloat16")
+    options = {"quantize": quantize} if quantize else {}
+    model = VideoLLaVA.from_pretrained(checkpoint, device=device, dtype=dtype, **options)
+    if model.tokenizer is None:
+        raise CheckpointError(f"{checkpoint} holds no tokenizer: copy tokenizer.json beside its weights.")
+    return model
+
+
+def _sampling(model, temperature: float, top_p: float, max_new_tokens: int, seed: int) -> dict:
+    import torch
+
+    generator = torch.Generator(model.device).manual_seed(seed)
+    return {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "generator": generator}
+
+
+def _show(text: str):
+    print(text, end="", flush=True)
 
 
 @app.command()
 def ask(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. data/pretrained/tiny.")],
+    checkpoint: Checkpoint,
     files_and_question: Annotated[
         list[str], typer.Argument(metavar="[FILE]... QUESTION", help="Pictures and clips, then the question.")
     ],
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw among the likeliest tokens up to this share.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames the model sees of a clip; by default 8.")] = None,
-    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 128,
+    frames: Frames = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print question, files and answer as one JSON object.")
     ] = False,
@@ -35,18 +84,104 @@ def ask(
     *files, question = files_and_question
     if os.path.isfile(question):  # unlike Path.is_file, this is False for a question too long to be a path
         raise DataError(f"{question} is a file: put a question after it.")
-    import torch
-
     from minivllava.chat import by_kind
-    from minivllava.models.checkpoint import load_vllava
 
     images, videos = by_kind(files)
-    model = load_vllava(checkpoint)
+    model = load_model(checkpoint, device, dtype, quantize)
     answer = model.chat(
-        question, images, videos, frames=frames, temperature=temperature, top_p=top_p,
-        max_new_tokens=max_new_tokens, generator=torch.Generator().manual_seed(seed),
-        on_text=None if as_json else lambda text: print(text, end="", flush=True),
+        question, images, videos, frames=frames, on_text=None if as_json else _show,
+        **_sampling(model, temperature, top_p, max_new_tokens, seed),
     )  # fmt: skip
     if as_json:
         answer = json.dumps({"question": question, "files": files, "answer": answer})
     print(answer if as_json else "")
+
+
+HELP = """\
+Type a question. Or:
+/image PATH    show a picture with the next question
+/video PATH    show a clip with the next question
+/reset         forget all that was said and shown
+/quit          end (so does the end of the input)"""
+
+
+@app.command()
+def chat(
+    checkpoint: Checkpoint,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]...", help="Pictures and clips to show with the first question."),
+    ] = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
+    frames: Frames = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+):
+    """Talk with a model about pictures and clips, turn by turn.
+
+    Each line is a question; /image PATH and /video PATH show files with the next one, /reset starts over, /quit ends.
+    Ctrl-C stops an answer. What cannot be done is said, and the conversation goes on. Reads a pipe, too:
+
+    printf '/video clip.mp4\\nWhat moves?\\nWhere to?\\n' | minivllava chat data/pretrained/tiny
+    """
+    from minivllava.chat import Conversation, by_kind
+
+    shown = {kind: list(paths) for kind, paths in zip(("image", "video"), by_kind(files or []), strict=True)}
+    for kind, paths in shown.items():
+        for path in paths:
+            _check(kind, path)
+    model = load_model(checkpoint, device, dtype, quantize)
+    conversation = Conversation(model, frames, **_sampling(model, temperature, top_p, max_new_tokens, seed))
+    for line in _lines():
+        command, _, rest = line.partition(" ")
+        try:
+            if command == "/quit":
+                return
+            if command == "/reset":
+                conversation.reset()
+                shown = {"image": [], "video": []}
+            elif command in ("/image", "/video"):
+                path = os.path.expanduser(rest.strip().strip("'\""))
+                _check(command[1:], path)
+                shown[command[1:]].append(path)
+            elif command == "/help":
+                print(HELP)
+            elif command.startswith("/"):
+                raise DataError(f"There is no command {command}: /help lists what there is.")
+            elif line:
+                images, videos = shown["image"], shown["video"]
+                shown = {"image": [], "video": []}
+                conversation.ask(line, images, videos, on_text=_show)
+                print()
+        except MinivllavaError as error:
+            print(f"minivllava: {error}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print(" (stopped)")
+
+
+def _check(kind: str, path: str):
+    """Raises MediaError for a file that cannot be shown, before a question about it is asked."""
+    from minivllava.data.media import read_image, read_video
+
+    if not path:
+        raise DataError(f"/{kind} needs the path of a file.")
+    (read_image if kind == "image" else read_video)(path)
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or comes through a pipe, line by line, until the end or Ctrl-C at the prompt."""
+    if not sys.stdin.isatty():
+        sys.stdin.reconfigure(errors="replace")
+        yield from (line.strip() for line in sys.stdin)
+        return
+    print(HELP)
+    while True:
+        try:
+            yield input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return

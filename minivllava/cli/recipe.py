@@ -15,7 +15,9 @@ def recipe(
     run: Annotated[
         str | None, typer.Option("--name", help="The run's folder under runs/; by default the recipe's name.")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will take.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it will take; of the data, the JSON files are enough.")
+    ] = False,
     lora: Annotated[
         bool, typer.Option("--lora", help="Stage 2 with LoRA, as the original's script: rank 128, alpha 256.")
     ] = False,

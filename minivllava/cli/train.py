@@ -8,7 +8,7 @@ import typer
 
 from minivllava.cli.app import PARTS, RUNS, Changes, Device, Preset, app
 from minivllava.cli.results import print_results
-from minivllava.errors import DataError
+from minivllava.errors import ConfigError, DataError
 
 
 @app.command()
@@ -67,6 +67,8 @@ def train(
             raise DataError("--data needs --init CHECKPOINT, e.g. --init data/pretrained/tiny.")
         _finetune(init, data, media, recipe.stage2, epochs, folder, skip_broken, device)
         return
+    if preset == "smol":
+        raise ConfigError("The preset smol is for real data: minivllava recipe smol --root FOLDER.")
     from minivllava.training.run import train_video_llava
 
     train_video_llava(recipe, folder, None if from_scratch else init or PARTS, device=device)

@@ -40,13 +40,16 @@ class PretrainedTokenizer(Tokenizer):
     @classmethod
     def read(cls, folder: Path) -> "PretrainedTokenizer":
         """Reads a folder's tokenizer, whichever files it is made of. Raises CheckpointError."""
-        from transformers import AutoTokenizer, LlamaTokenizer
+        from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
         file = folder / "tokenizer_config.json"
         try:
             card = json.loads(file.read_text()) if file.is_file() else {}
-            vicuna = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
-            if vicuna and card.get("tokenizer_class", "Llama").startswith("Llama"):
+            if (folder / "tokenizer.json").is_file():
+                # It says everything. AutoTokenizer would take the class that is named beside it, and some of those
+                # build parts of the tokenizer anew, as they think best: GPT2Tokenizer merges SmolLM2's digits.
+                return cls(PreTrainedTokenizerFast.from_pretrained(folder))
+            if (folder / "tokenizer.model").is_file() and card.get("tokenizer_class", "Llama").startswith("Llama"):
                 # AutoTokenizer would choose by the *model's* type, which Video-LLaVA's config.json calls "llava", and
                 # lose the leading space. A config that does not say so means the old handling, as in 2023.
                 return cls(LlamaTokenizer.from_pretrained(folder, legacy=card.get("legacy", True)))

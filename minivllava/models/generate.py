@@ -1,8 +1,9 @@
 """Answering: prefill the prompts once, then one token at a time from the KV cache.
 
-On a CUDA GPU a step's shapes are fixed, so that its kernels are recorded once and replayed as one CUDA graph: a
-step of a 7B model takes its GPU 5 ms, and Python 20 to launch. `compiled` adds torch.compile, which fuses the
-kernels of a layer; compiling takes a minute or more, so it is for long answers and many of them.
+On a CUDA GPU a step's shapes are fixed, so that its kernels are recorded once and then replayed as one CUDA graph:
+launching them one by one from Python takes longer than the GPU needs to run them. `compiled` adds torch.compile,
+which fuses the kernels of a layer; compiling takes long, so it is for long answers and many of them. On a CPU it
+is not worth its time at the sizes that a CPU can run.
 """
 
 from collections.abc import Callable, Collection
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minivllava.errors import ConfigError, ContextLengthError
 from minivllava.models.language import KVCache, LanguageModel
 
-AHEAD = 8  # tokens that a GPU makes before the CPU looks at them: each look makes it wait
+AHEAD = {"cuda": 8}  # tokens that a device makes before the CPU looks at them: each look makes it wait
 WORTH_RECORDING = 16  # tokens from which on a CUDA graph is recorded
 
 
@@ -40,7 +41,7 @@ def generate(
     Returns the new ids of each row, without the stop token. A row ends when it has `max_new_tokens` or fills the
     context; what it answers does not depend on the other rows. `on_token` sees each step's ids (b,), -1 for rows
     that are done. cache: of earlier turns, whose first `known` positions the prompts go on from; it must have room
-    for prompts and answers.
+    for prompts, padding included, and answers. compiled: see above.
 
     Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError for max_new_tokens < 1.
     """
@@ -57,22 +58,21 @@ def generate(
         )
     batch, width = prompts.shape[:2]
     rooms = [min(max_new_tokens, context - end) for end in ends]
+    end = max(end + room for end, room in zip(ends, rooms, strict=True))
     if cache is None:
-        size = max(width, *(end + room for end, room in zip(ends, rooms, strict=True)))
-        cache = language_model.new_cache(batch, size, like=prompts)
+        cache = language_model.new_cache(batch, max(width, _rounded(end)), like=prompts)
     positions = None
     if known:
-        positions = known + torch.arange(width, device=prompts.device).expand(batch, -1)
-        positions = positions.clamp(max=cache.size - 1)  # of padding, where a shorter row ends early
+        positions = (known + torch.arange(width, device=prompts.device)).expand(batch, -1)
     hidden = language_model(prompts, positions, cache)
     lengths = lengths.to(prompts.device)
     logits = language_model.logits(hidden[torch.arange(batch, device=prompts.device), lengths - 1])
-    decoder = _Decoder(language_model, cache, (known + lengths)[:, None], max(rooms), compiled)
-    rows, unread = _Rows(rooms, stop, on_token), []
+    decoder = _Decoder(language_model, cache, (known + lengths)[:, None], end, max(rooms), compiled)
+    rows, unread, ahead = _Rows(rooms, stop, on_token), [], AHEAD.get(prompts.device.type, 1)
     for step in range(1, max(rooms) + 1):
         tokens = choose(logits, temperature, top_p, generator)
         unread.append(tokens)
-        if len(unread) == decoder.ahead or step == max(rooms):
+        if len(unread) == ahead or step == max(rooms):
             if not all(rows.take(ids) for ids in torch.stack(unread).tolist()):
                 break
             unread.clear()
@@ -81,19 +81,24 @@ def generate(
     return rows.answers
 
 
+def _rounded(positions: int) -> int:
+    """Room for so many positions, in few different sizes: what is compiled for a size serves again."""
+    return -(-positions // 64) * 64
+
+
 class _Decoder:
     """Reads one token of each row, (b,), and gives the logits of the next, (b, v)."""
 
-    def __init__(self, language_model: LanguageModel, cache, positions: Tensor, steps: int, compiled: bool):
+    def __init__(self, language_model: LanguageModel, cache, positions: Tensor, end: int, steps: int, compiled: bool):
         ours = isinstance(cache, KVCache)
         if compiled and not ours:
             raise ConfigError("compiled: only this package's own decoder can be; leave it out for another one.")
         self.language_model, self.cache, self.options = language_model, cache, {"compiled": True} if compiled else {}
         self.tokens, self.positions = torch.zeros_like(positions), positions  # (b, 1), written in place
-        self.ahead = AHEAD if positions.is_cuda else 1
+        self.last = end - 1
         self.recorded = ours and positions.is_cuda and steps >= WORTH_RECORDING
         if self.recorded or compiled:
-            cache.read_all()
+            self.cache = cache.first(min(cache.size, _rounded(end)))
         self.graph, self.logits = None, None
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -104,7 +109,7 @@ class _Decoder:
             if self.graph is None:
                 self.record()
             self.graph.replay()
-        self.positions.add_(1).clamp_(max=self.cache.size - 1)  # a row that is done runs on until all are
+        self.positions.add_(1).clamp_(max=self.last)  # a row that is done runs on until all are
         return self.logits
 
     def step(self) -> Tensor:

@@ -98,10 +98,10 @@ class KVCache:
     def size(self) -> int:
         return self.keys.shape[3]
 
-    def read_all(self):
-        """From now on attention reads the whole cache, so every step has the same shapes and nobody has to ask the
-        device how far it is filled."""
-        self.used = self.size
+    def first(self, size: int) -> "KVCache":
+        """The same memory up to position size - 1, read as a whole: every step then has the same shapes, and nobody
+        has to ask the device how far the cache is filled."""
+        return KVCache(self.keys[:, :, :, :size], self.values[:, :, :, :size], used=size)
 
     def begin(self, positions: Tensor | None, length: int) -> list[LayerCache]:
         """Each layer's share, for new positions (b, s); None: `length` of them from 0 on, as if it was empty."""

@@ -17,7 +17,8 @@ def plan_recipe(
     recipe: Recipe, root: str | Path, changes: tuple[str, ...] = (), lora: bool = False, skip_missing: bool = False,
     tflops: float = 300.0,
 ) -> list[str]:  # fmt: skip
-    """Lines that say what each stage takes, from the sizes of the recipe's preset; nothing is downloaded.
+    """Lines that say what each stage takes, from the sizes of the recipe's preset; nothing is downloaded, and the
+    media need not be there: the JSON files are enough.
 
     tflops: what the machine sustains, for the hours (an H100 at 30 % of its bf16 peak: 300). Lengths of texts are
     estimates, and so is all that follows from them; activations are not in the memory.
@@ -33,7 +34,7 @@ def plan_recipe(
     ]
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
-        records, missing = stage_records(recipe, name, root, training.seed, skip_missing)
+        records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
         training = scheduled(training, len(records), recipe.epochs)
         pictures = sum(len(row) for row in records["images"])
         clips = sum(len(row) for row in records["videos"])

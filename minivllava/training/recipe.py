@@ -5,6 +5,7 @@ features of a million clips would fill disks. Everything else is as on the embed
 """
 
 import math
+import os
 import tomllib
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -64,17 +65,21 @@ def read_recipe(name: str | Path) -> Recipe:
     return recipe
 
 
-def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, skip_missing: bool = False):
-    """(records, files that are not there) of "stage1" or "stage2". Raises DataError, MediaError naming the files."""
+def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, missing_media: str = "error"):
+    """(records, files that are not there) of "stage1" or "stage2".
+
+    missing_media: "error", "skip" their records, or "keep" them, to plan before the media is there. Raises DataError,
+    MediaError naming the files.
+    """
     records = load_records([Path(root) / file for file in getattr(recipe, stage)], root)
     missing = [path for path in unique_files(records) if not Path(path).is_file()]
-    if missing and not skip_missing:
+    if missing and missing_media == "error":
         shown = "".join(f"\n  {path}" for path in missing[:8])
         raise MediaError(
             f"{len(missing)} files of {stage} are missing under {root}, such as:{shown}\nGet them, or leave their "
             "records out with --skip-missing."
         )
-    if missing:
+    if missing and missing_media == "skip":
         gone = set(missing)
         records = records.filter(lambda row: not gone.intersection(row["visuals"]))
     wanted = getattr(recipe, f"{stage}_records")
@@ -87,7 +92,7 @@ def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, skip_
 
 def scheduled(training: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
     """The recipe of a stage for as many steps as `epochs` passes over its records take."""
-    parts = training.accumulation
+    parts = training.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # that a batch is cut into
     batch = max(parts, min(training.batch_size, records // parts * parts))
     return replace(training, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
 
@@ -113,7 +118,7 @@ def train_recipe(
     stages, missing = {}, []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
-        records, gone = stage_records(recipe, name, root, training.seed, skip_missing)
+        records, gone = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "error")
         stages[name] = records, scheduled(training, len(records), recipe.epochs)
         missing += gone
     described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}

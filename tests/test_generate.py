@@ -1,0 +1,298 @@
+"""Generation with the KV cache, conversations that go on, several at once, and activation checkpointing."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_vllava, write_records
+from typer.testing import CliRunner
+
+import minivllava.models.generate as generation
+import minivllava.models.language as language
+from minivllava.chat import Conversation, chat_batch
+from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaError
+from minivllava.models.generate import generate
+from minivllava.models.language import DecoderLayer, LanguageModel
+from minivllava.models.vllava import VideoLLaVA
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def language_model(**changes) -> LanguageModel:
+    """A random model whose greedy answers vary."""
+    torch.manual_seed(1)
+    model = LanguageModel(dataclasses.replace(tiny_config().language, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@torch.no_grad()
+def without_cache(model, prompt, stop, max_new_tokens) -> list[int]:
+    """What each token would be if everything was read again for it."""
+    answer, x = [], prompt[None]
+    while len(answer) < max_new_tokens and x.shape[1] < model.config.context:
+        token = model.logits(model(x)[:, -1]).argmax(-1)
+        if token.item() in stop:
+            break
+        answer.append(token.item())
+        x = torch.cat([x, model.embed(token[None])], dim=1)
+    return answer
+
+
+LENGTHS = torch.tensor([4, 60, 33, 1])
+
+
+def batch(width: int = 32) -> torch.Tensor:
+    return torch.randn(len(LENGTHS), int(LENGTHS.max()), width)  # padding is noise: nobody may read it
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_cached_answers_are_the_uncached_ones(kv_heads):
+    """Greedy, short and long prompts in one batch, grouped-query attention, rows that stop at different times."""
+    model, prompts = language_model(kv_heads=kv_heads), batch()
+    free = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    stop = {free[0][3], free[1][11], free[2][7]}
+    answers = generate(model, prompts, LENGTHS, stop=stop, max_new_tokens=20)
+    assert len({len(answer) for answer in answers}) > 2, "rows stop at different times"
+    for prompt, length, answer, whole in zip(prompts, LENGTHS, answers, free, strict=True):
+        assert answer == without_cache(model, prompt[:length], stop, 20)
+        assert whole == without_cache(model, prompt[:length], (), 20)
+
+
+def test_a_row_answers_as_it_would_alone():
+    """Up to the end of the context too: a long prompt beside it costs a short one no token."""
+    model, prompts = language_model(context=64), batch()
+    answers = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=1000)
+    assert [len(answer) for answer in answers] == [60, 4, 31, 63]
+    for row, length in enumerate(LENGTHS):
+        alone = generate(model, prompts[row : row + 1, :length], LENGTHS[row : row + 1], (), 1000)
+        assert alone == [answers[row]]
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 8])
+def test_every_token_streams_whoever_looks_ahead(monkeypatch, ahead):
+    model, prompts = language_model(), batch()
+    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    stop = {expected[0][3], expected[1][11]}
+    monkeypatch.setitem(generation.AHEAD, "cpu", ahead)
+    seen: list[list[int]] = []
+    answers = generate(model, prompts, LENGTHS, stop=stop, max_new_tokens=20, on_token=seen.append)
+    cut = [next((i for i, token in enumerate(row) if token in stop), 20) for row in expected]
+    assert answers == [row[:length] for row, length in zip(expected, cut, strict=True)]
+    for column, answer in zip(zip(*seen, strict=True), answers, strict=True):
+        assert list(column) == answer + [-1] * (len(seen) - len(answer))
+    assert len(seen) == min(20, max(cut) + 1), "nothing is shown once all rows are done"
+
+
+def test_fixed_shapes_give_the_same_answers(monkeypatch):
+    """What a GPU records and torch.compile compiles: every step reads the whole cache."""
+    model, prompts = language_model(), batch()
+    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=30)
+    shapes = set()
+
+    def layer(self, x, cos, sin, cache):
+        shapes.add((tuple(x.shape), tuple(cache.keys.shape), tuple(cache.mask.shape)))
+        return DecoderLayer.__call__(self, x, cos, sin, cache)
+
+    monkeypatch.setattr(language, "compiled_layer", lambda: layer)
+    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=30, compiled=True) == expected
+    assert len(shapes) == 1, "all steps and layers have one shape"
+
+
+def test_one_compiled_layer_serves_all(monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    compiled = torch.compile(DecoderLayer.forward, backend=counter, fullgraph=True)
+    monkeypatch.setattr(language, "compiled_layer", lambda: compiled)
+    model, prompts = language_model(layers=3), batch()
+    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=12)
+    for _ in range(2):
+        assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=12, compiled=True) == expected
+    assert counter.frame_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_steps_give_the_same_answers_on_a_gpu(compiled):
+    model, prompts = language_model(), batch()
+    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=40)
+    answers = generate(model.cuda(), prompts.cuda(), LENGTHS.cuda(), (), max_new_tokens=40, compiled=compiled)
+    assert answers == expected
+
+
+def test_a_prompt_that_fills_the_context_is_an_error_not_an_empty_answer():
+    model = language_model(context=60)
+    with pytest.raises(ContextLengthError, match="60 tokens.*60.*fewer"):
+        generate(model, batch(), LENGTHS, stop=())
+    with pytest.raises(ConfigError, match="max_new_tokens 0"):
+        generate(model, batch(), LENGTHS, stop=(), max_new_tokens=0)
+    rest = LENGTHS.clamp(max=59)
+    assert len(generate(model, batch(), rest, stop=())[1]) == 1, "one place left, one token"
+    assert generate(model, batch()[:0], LENGTHS[:0], stop=()) == []
+
+
+# activation checkpointing
+
+
+@pytest.mark.parametrize("layers", [1, 2, 99])
+def test_recomputed_layers_give_the_same_gradients(layers):
+    model = language_model().train()
+    x = torch.randn(2, 9, 32)
+    calls = [0, 0]
+    for number, layer in enumerate(model.layers):
+        layer.register_forward_pre_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+
+    def gradients():
+        model.zero_grad()
+        model.logits(model(x)).square().sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    usual = gradients()
+    assert calls == [1, 1]
+    model.recomputed_layers = layers
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, usual[name], rtol=0, atol=0, msg=name)
+    assert calls == [3, 3 if layers > 1 else 2], "recomputed layers run once more, in the backward pass"
+    with torch.no_grad():
+        model(x)
+    assert calls == [4, 4 if layers > 1 else 3], "nothing is computed twice where no gradient is wanted"
+
+
+# conversations
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files")
+    write_records(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoLLaVA:
+    model = tiny_vllava()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.language_model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+SHORT = {"max_new_tokens": 6}
+
+
+def test_a_conversation_answers_as_chat_does_and_reads_only_what_is_new(model, folder, monkeypatch):
+    lengths = []
+    forward = LanguageModel.forward
+
+    def spy(self, embeddings, *args, **options):
+        lengths.append(embeddings.shape[1])
+        return forward(self, embeddings, *args, **options)
+
+    monkeypatch.setattr(LanguageModel, "forward", spy)
+    conversation = Conversation(model, **SHORT)
+    clip, picture = folder / "red.mp4", folder / "blue.png"
+    shown: list[str] = []
+    first = conversation.ask("What?", videos=[clip], on_text=shown.append)
+    assert first == model.chat("What?", videos=[clip], **SHORT)
+    assert "".join(shown).strip() == first
+    lengths.clear()
+    second = conversation.ask("Why?")
+    read = max(lengths)
+    third = conversation.ask("Left <image> of what?", images=[picture])
+    history = [("<video>\nWhat?", first), ("Why?", second)]
+    lengths.clear()
+    assert second == model.chat("Why?", videos=[clip], history=history[:1], **SHORT)
+    assert read < max(lengths) - 16, "the clip's 16 tokens and the words around them are not read again"
+    asked = "Left <image> of what?"
+    assert third == model.chat(asked, videos=[clip], images=[picture], history=history, **SHORT)
+    assert conversation.history == [*history, (asked, third)]
+    conversation.reset()
+    assert conversation.history == [] and conversation.ask("Why?") == model.chat("Why?", **SHORT)
+
+
+def test_what_fails_leaves_a_conversation_as_it_was(model, folder):
+    conversation, whole = Conversation(model, **SHORT), Conversation(model, **SHORT)
+    clips = [folder / "red.mp4", folder / "blue.mp4"]
+    for each in (conversation, whole):
+        each.ask("What?", images=[folder / "red.png"])
+    before = list(conversation.history)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("And here?", videos=clips[:1], on_text=interrupt)
+    with pytest.raises(MediaError, match="none.mp4"):
+        conversation.ask("And here?", videos=[folder / "none.mp4"])
+    with pytest.raises(DataError, match="<video>"):
+        conversation.ask("And <video> here?")
+    with pytest.raises(ContextLengthError):
+        conversation.ask("And here?", videos=clips * 4)
+    assert conversation.history == before
+    # the interrupted turn's clip stands where this one does now, and must not be taken for it
+    assert conversation.ask("And here?", videos=clips[1:]) == whole.ask("And here?", videos=clips[1:])
+
+
+def test_a_cache_that_is_too_small_is_replaced(model, folder):
+    conversation = Conversation(model, max_new_tokens=2)
+    answers = [conversation.ask("Why?"), conversation.ask("What?", videos=[folder / "red.mp4"], max_new_tokens=20)]
+    history = [("Why?", answers[0])]
+    asked = "<video>\nWhat?"
+    assert answers[1] == model.chat(asked, videos=[folder / "red.mp4"], history=history, max_new_tokens=20)
+
+
+def test_several_conversations_at_once_are_answered_as_each_alone(model, folder):
+    questions = ["What?", "Which way does the square move?", "Why?"]
+    images, videos = [[folder / "red.png"], [], []], [[], [folder / "red.mp4", folder / "blue.mp4"], []]
+    histories = [[], [], [("What?", "red")]]
+    together = chat_batch(model, questions, images, videos, histories, **SHORT)
+    alone = [
+        model.chat(question, pictures, clips, history=history, **SHORT)
+        for question, pictures, clips, history in zip(questions, images, videos, histories, strict=True)
+    ]
+    assert together == alone
+    assert chat_batch(model, ["Why?"], **SHORT) == [model.chat("Why?", **SHORT)]
+    assert chat_batch(model, []) == []
+    with pytest.raises(ConfigError, match="images: 1 for 2"):
+        chat_batch(model, ["Why?", "What?"], images=[[]])
+
+
+# the command line
+
+
+def chat_command(model, tmp_path, lines: list[str], *files: str):
+    from minivllava.cli import app
+
+    model.save_pretrained(tmp_path / "model")
+    return CliRunner().invoke(
+        app, ["chat", str(tmp_path / "model"), *files, "--max-new-tokens", "6"], input="\n".join(lines)
+    )
+
+
+def test_chat_reads_a_pipe_and_survives_what_is_wrong(model, folder, tmp_path):
+    lines = [
+        "What?", "/image none.png", f"/video {folder / 'red.png'}", "/nonsense", "/image",
+        f'/video "{folder / "red.mp4"}"', "Why?", "", "/reset", "Why?", "/quit", "never asked",
+    ]  # fmt: skip
+    result = chat_command(model, tmp_path, lines, str(folder / "red.png"))
+    assert result.exit_code == 0, result.output
+    for message in ("none.png", "is a picture", "no command /nonsense", "/image needs"):
+        assert message in result.stderr
+    conversation = Conversation(model, max_new_tokens=6)
+    first = conversation.ask("What?", images=[folder / "red.png"])
+    second = conversation.ask("Why?", videos=[folder / "red.mp4"])
+    third = model.chat("Why?", max_new_tokens=6)
+    assert [line.strip() for line in result.stdout.splitlines()] == [first, second, third]
+
+
+def test_chat_checks_its_first_files(model, folder, tmp_path):
+    result = chat_command(model, tmp_path, ["What?"], str(folder / "none.png"))
+    assert isinstance(result.exception, MediaError) and "none.png" in str(result.exception)
