@@ -11,7 +11,7 @@ from foreign import write_language_model, write_tower
 from tiny import tiny_config, tiny_vllava, training, write_records
 from torch import nn
 
-from minivllava.chat import answer_prompts
+from minivllava.chat import Conversation, answer_prompts
 from minivllava.config import ModelConfig, TrainingConfig, from_dict, to_dict
 from minivllava.data.dataset import load_records
 from minivllava.errors import CheckpointError, ConfigError
@@ -308,3 +308,14 @@ def test_quantisation_that_is_not_there_says_what_to_install(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"peft.*minivllava\[gpu\]"), lora(nn.Linear(2, 2), training()):
         pass
+
+
+def test_a_conversation_goes_on_from_its_cache(model, tmp_path):
+    write_records(tmp_path)
+    conversation = Conversation(model, max_new_tokens=3)
+    first = conversation.ask("What colour?", [tmp_path / "red.png"])
+    second = conversation.ask("And <video> here?", videos=[tmp_path / "blue.mp4"])
+    told = [("<image>\nWhat colour?", first)]
+    files = {"images": [tmp_path / "red.png"], "videos": [tmp_path / "blue.mp4"]}
+    assert second == model.chat("And <video> here?", **files, history=told, max_new_tokens=3)
+    assert first == model.chat("What colour?", [tmp_path / "red.png"], max_new_tokens=3)

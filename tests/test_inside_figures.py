@@ -131,12 +131,13 @@ def test_numbered_patches_count_frame_by_frame():
 
 def test_outline_goes_around_the_object():
     frames, inside = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 4, 4), bool)
-    inside[0, 1:3, 2:4] = True
+    inside[0, 1, 1:4] = True
     heat = np.ones((1, 4, 4)) / 16
     figure = attention.attention_overlay(frames, {"a": heat}, outline=inside, label="share (%)")
     ends = np.array([line.get_xydata() for axes in figure.axes for line in axes.lines if len(line.get_xydata()) == 2])
-    assert len(ends) == 16  # two patches a side, each line on a rim
-    assert (ends.min((0, 1)) == (0.5, 0.25)).all() and (ends.max((0, 1)) == (1.0, 0.75)).all()
+    across = ends[:, 0, 1] == ends[:, 1, 1]
+    assert across.sum() == 12 and len(ends) == 16  # three patches wide and one high; each line lies on a rim
+    assert (ends.min((0, 1)) == (0.25, 0.25)).all() and (ends.max((0, 1)) == (1.0, 0.5)).all()
     assert "share (%)" in words(figure)
 
 

@@ -22,7 +22,7 @@ CAPTION, CONVERSATION, QUESTION = 25, 110, 20  # tokens of words in a record of 
 ANSWERING = 1.5  # a question costs so many times its prompt's operations: each answer's tokens come one by one
 TRAINING = 1.3  # a step costs so many times the language model's operations: padding, projector, optimiser
 SECONDS_A_FILE = 0.004  # to decode
-BASE_GIB = 0.7  # Python, torch, records
+BASE_GIB = 1.1  # Python, torch, records, memory-mapped features
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,8 @@ def _print_results(results: dict):
         claims.add_row(claim_text(claim, labels), on, paper, difference(claim), claim["verdict"])
     console = _console()
     console.print(scores)
-    console.print(claims)
+    if results["claims"]:
+        console.print(claims)
 
 
 def _console():

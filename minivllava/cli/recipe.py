@@ -18,6 +18,9 @@ def recipe(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it will take; of the data, the JSON files are enough.")
     ] = False,
+    tflops: Annotated[
+        float, typer.Option(min=0.1, help="With --plan: what the machine sustains, for the hours.")
+    ] = 300,
     lora: Annotated[
         bool, typer.Option("--lora", help="Stage 2 with LoRA, as the original's script: rank 128, alpha 256.")
     ] = False,
@@ -37,7 +40,7 @@ def recipe(
     if plan:
         from minivllava.training.plan import plan_recipe
 
-        for line in plan_recipe(told, root, tuple(change), lora, skip_missing):
+        for line in plan_recipe(told, root, tuple(change), lora, skip_missing, tflops):
             print(line)
         return
     folder = RUNS / (run or Path(name).stem)

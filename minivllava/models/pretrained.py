@@ -130,7 +130,8 @@ class PretrainedLanguageModel(nn.Module):
             self.model.set_attn_implementation(usual)
         if any(pattern.triu(1).any() for pattern in output.attentions):
             raise ConfigError(f"The patterns of a {self.config.model['model_type']!r} model cannot be looked at.")
-        attention += output.attentions
+        for pattern in output.attentions:
+            attention.append(pattern)
         return output.last_hidden_state
 
     def _masks(self, cache: RowCache, like: Tensor) -> Tensor | dict[str, Tensor]:

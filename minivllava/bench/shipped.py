@@ -1,4 +1,4 @@
-"""`minivllava bench`: what training and a first answer cost on this machine, peers measured in the same run."""
+"""What training with a cache, and the first answer of a shipped model, cost on this machine."""
 
 import resource
 import subprocess
