@@ -36,16 +36,18 @@ def in_turns(runs: dict[str, Callable], rounds: int, device: torch.device) -> di
     return seconds
 
 
-def compared(seconds: dict[str, list[float]]) -> dict:
-    """Medians in milliseconds; `ratio`: how many times as long `transformers` takes, the median over rounds; and
-    `between`: the quartiles of that ratio."""
-    row = {f"{name} ms": 1000 * median(times) for name, times in seconds.items()}
-    if "ours" in seconds and "transformers" in seconds:
-        ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["transformers"], strict=True)]
-        row["ratio"] = median(ratios)
-        if len(ratios) > 1:
-            low, _, high = quantiles(ratios, n=4, method="inclusive")
-            row["between"] = [low, high]
+def ratios(seconds: dict[str, list[float]], peer: str = "transformers") -> dict:
+    """`ms`: each run's median; `ratio`: how many times as long the peer takes, the median over rounds; `between`:
+    the quartiles of these. Both are empty where the peer did not run."""
+    row = {"ms": {name: 1000 * median(times) for name, times in seconds.items()}, "ratio": {}, "between": {}}
+    for name, times in seconds.items():
+        if name == peer or peer not in seconds:
+            continue
+        rounds = [theirs / ours for ours, theirs in zip(times, seconds[peer], strict=True)]
+        row["ratio"][name] = median(rounds)
+        if len(rounds) > 1:
+            low, _, high = quantiles(rounds, n=4, method="inclusive")
+            row["between"][name] = [low, high]
     return row
 
 

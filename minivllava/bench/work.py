@@ -53,11 +53,15 @@ def projector_work(config: ModelConfig, visual_tokens: int, backward: float = 0)
     return 2 * visual_tokens * (config.image.width * width + width**2) * (1 + backward)
 
 
+def encoder_depth(config: ModelConfig) -> int:
+    """How many of the encoder's layers the projector's features take."""
+    return range(1 + config.video.layers)[config.select_layer]
+
+
 def clip_work(config: ModelConfig, frames: int) -> float:
-    """Operations from a clip's pixels to its visual tokens. All layers of the encoder: it computes the last one too,
-    though the projector reads the layer before."""
+    """Operations from a clip's pixels to its visual tokens."""
     visual = config.visual_tokens("video", frames)
-    return encoder_work(config.video, frames, config.video.layers) + projector_work(config, visual)
+    return encoder_work(config.video, frames, encoder_depth(config)) + projector_work(config, visual)
 
 
 def prefill_work(config: ModelConfig, frames: int, words: int) -> float:
@@ -70,7 +74,7 @@ def training_work(config: ModelConfig, frames: int, words: int, learned: int, st
     """Operations of one sample, forward and backward: in stage 1 only the projector learns, in stage 2 the language
     model too; the encoders are frozen and run forward only."""
     visual = config.visual_tokens("video", frames)
-    encoder = encoder_work(config.video, frames, config.video.layers)
+    encoder = encoder_work(config.video, frames, encoder_depth(config))
     projector = projector_work(config, visual, backward=1)  # its first layer passes no gradient on
     decoder = decoder_work(config.language, visual + words, learned, 1 if stage == 1 else 2, 2)
     return encoder + projector + decoder

@@ -30,7 +30,7 @@ WITH, WITHOUT, PORT = "temporal attention", "without it", "and quick_gelu"
 
 
 def without_temporal_attention(model: VideoLLaVA, **changes) -> VideoLLaVA:
-    """The same model, holding the same tensors, with the video encoder's temporal parts left out.
+    """The same model, of the very same parameters, with the video encoder's temporal parts left out.
 
     changes: fields of its `ModelConfig` to change as well. Raises ConfigError for a quantised model.
     """
@@ -40,12 +40,9 @@ def without_temporal_attention(model: VideoLLaVA, **changes) -> VideoLLaVA:
     config = replace(model.config, video=replace(video, temporal=False), **changes)
     with torch.device("meta"):
         new = VideoLLaVA(config, model.tokenizer)
-    learned = {name: p.requires_grad for name, p in model.named_parameters()}
-    tensors = {name: t for name, t in model.state_dict().items() if "temporal" not in name}
-    new.load_state_dict(tensors, assign=True)
+    tensors = model.state_dict() | dict(model.named_parameters(remove_duplicate=False))
+    new.load_state_dict({name: t for name, t in tensors.items() if "temporal" not in name}, assign=True)
     new.language_model.tie()
-    for name, parameter in new.named_parameters():
-        parameter.requires_grad_(learned[name])
     return new.eval()
 
 
@@ -101,11 +98,12 @@ def chosen(records, limit: int | None):
 
 
 def rows(predictions: dict[str, Sequence[dict]]) -> list[dict]:
-    """By what is asked: `asked`, `n`, each view's share right, `lost` (with temporal attention less without), and
-    `interval`, the 95 % interval of that difference over the same questions (normal approximation)."""
+    """By what is asked: `asked` (a type; or "needs order": only the order of frames tells), `n`, each view's share
+    right, `lost` (with temporal attention less without it), and `interval`, the 95 % interval of that difference over
+    the same questions (normal approximation)."""
     first = predictions[WITH]
-    groups = {"only the order of frames tells": [i for i, p in enumerate(first) if p["needs_order"]]}
-    groups["all others"] = [i for i, p in enumerate(first) if not p["needs_order"]]
+    groups = {"needs order": [i for i, p in enumerate(first) if p["needs_order"]]}
+    groups["others"] = [i for i, p in enumerate(first) if not p["needs_order"]]
     for kind in sorted({p["type"] for p in first}):
         groups[kind] = [i for i, p in enumerate(first) if p["type"] == kind]
     table = []

@@ -37,7 +37,7 @@ def port_lost(
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlim(-2, 102)
     left.set_xticks([0, 25, 50, 75, 100])
-    name_axes(left, ink, "Questions about clips", "exact match (%)")
+    name_axes(left, ink, "Questions about clips" if beside else "Clips", "exact match (%)")
     clean(right, ink, grid="y")
     for number, name in enumerate(looks):
         distances = [clip[name] for clip in permutation]
@@ -51,7 +51,7 @@ def port_lost(
     right.set_xlim(-0.5, 1.5)
     top = max(clip[name] for clip in permutation for name in looks) or 1.0
     right.set_ylim(-0.07 * top, 1.15 * top)
-    name_axes(right, ink, "Frames in reverse", "change of features (relative)")
+    name_axes(right, ink, "Frames in reverse" if beside else "Reversed", "change of features")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
                   labelcolor=ink.text, fontsize=10)  # fmt: skip
     return figure

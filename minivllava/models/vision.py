@@ -53,7 +53,10 @@ class PatchEmbedding(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Pre-LN ViT. pixels (b, c, h, w), normalised -> VisionOutput with hidden states (b, n, d)."""
+    """Pre-LN ViT. pixels (b, c, h, w), normalised -> VisionOutput with hidden states (b, n, d).
+
+    depth: stop after so many layers; what is pooled is then that layer's.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -66,21 +69,25 @@ class ImageEncoder(nn.Module):
     def build_layer(self, config: VisionConfig) -> EncoderLayer:
         return EncoderLayer(config)
 
-    def forward(self, pixels: Tensor) -> VisionOutput:
+    def forward(self, pixels: Tensor, depth: int | None = None) -> VisionOutput:
         x = self.embedding(pixels)
         if self.training and self.config.patch_dropout:
             x = drop_patches(x, 1, self.config.patch_dropout)
         if self.config.masked:
             x = keep_patches(x, seeded_choice(pixels, self.config.grid**2, self.config.patches))
         hidden = [self.pre_norm(x)]
-        for layer in self.layers:
+        for layer in self.layers[:depth]:
             hidden.append(layer(hidden[-1]))
         return VisionOutput(self.post_norm(hidden[-1][:, 0]), hidden)
+
+    def depth_of(self, layer: int) -> int:
+        """How many layers the hidden states of this index take: those after it need not be computed."""
+        return range(1 + len(self.layers))[layer]
 
     @torch.no_grad()
     def features(self, pixels: Tensor, layer: int = -2, keep_cls: bool = False) -> Tensor:
         """Frozen patch features for the projector: (b, c, h, w) -> (b, n, d). Section 1.3 of PAPER."""
-        hidden = self(pixels).hidden[layer]
+        hidden = self(pixels, self.depth_of(layer)).hidden[-1]
         return hidden if keep_cls else hidden[:, 1:]
 
 
@@ -124,13 +131,13 @@ class VideoEncoder(ImageEncoder):
     def build_layer(self, config: VisionConfig) -> EncoderLayer:
         return VideoEncoderLayer(config) if config.temporal else EncoderLayer(config)
 
-    def forward(self, pixels: Tensor) -> VisionOutput:
+    def forward(self, pixels: Tensor, depth: int | None = None) -> VisionOutput:
         clips, frames = pixels.shape[:2]
         x = self.embedding(rearrange(pixels, "b t c h w -> (b t) c h w"))
         if self.training and self.config.patch_dropout:
             x = drop_patches(x, frames, self.config.patch_dropout)
         hidden = [self.pre_norm(x)]
-        for layer in self.layers:
+        for layer in self.layers[:depth]:
             hidden.append(layer(hidden[-1], frames) if self.config.temporal else layer(hidden[-1]))
         hidden = [rearrange(x, "(b t) n d -> b t n d", b=clips) for x in hidden]
         # not `post_norm(...).mean(1)` on hidden states of the middle: the original pools the last CLS only
@@ -139,7 +146,7 @@ class VideoEncoder(ImageEncoder):
     @torch.no_grad()
     def features(self, pixels: Tensor, layer: int = -2, keep_cls: bool = False) -> Tensor:
         """Frozen patch features for the projector: (b, t, c, h, w) -> (b, t, n, d)."""
-        hidden = self(pixels).hidden[layer]
+        hidden = self(pixels, self.depth_of(layer)).hidden[-1]
         return hidden if keep_cls else hidden[:, :, 1:]
 
     @classmethod
