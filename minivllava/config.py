@@ -262,6 +262,7 @@ class TrainingConfig:
     checkpoint_every: int = 500  # steps
     log_every: int = 10
     seed: int = 0
+    pictures_first: int = 0  # steps of stage 2, at its start, without clips: on short sequences looking is soon learned
     projector_learning_rate: float = 0.0  # of the projector, where it has one of its own; 0: as all else
     lora_rank: int = 0  # 0: all of the language model learns; else adapters of this rank on its linear layers
     lora_alpha: int = 256

@@ -29,14 +29,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minivllava.data.questions import Turn, describe, turns
+from minivllava.data.questions import OFTEN_SEEN, Turn, describe, turns
 from minivllava.data.render import render, render_depth
 from minivllava.data.siblings import FAMILY, sample_family
 from minivllava.data.text_corpus import text_document
 from minivllava.data.world import FRAMES, HELD_OUT, Scene, generator, sample_scene
 from minivllava.errors import ConfigError
 
-VERSION = 1  # of the generator: another number, another folder
+VERSION = 2  # of the generator: another number, another folder
 FILES = ("text", "align_images", "align_clips", "stage1", "stage2", "validation", "test", "compositional")
 Records = dict[str, list[dict]]  # records by the file they go to
 
@@ -51,7 +51,7 @@ class WorldConfig:
     fps: int = 8
     images: int = 8000  # training scenes
     clips: int = 8000
-    turns: int = 6  # questions on each training scene
+    turns: int = 6  # questions on a training scene of two things; half as many on one, half more on three
     align_images: int = 16000  # scenes, in families of four
     align_clips: int = 8000
     text_documents: int = 40000
@@ -188,9 +188,9 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
     scene = sample_scene(config.seed, job.split, job.index, job.clip, config.frames)
     media = _write_media(config, folder, job.split, job.index, scene)
     if job.split == "train":
-        conversation = turns(scene, rng, config.turns)
-        if rng.random() < 0.1:
-            conversation[rng.integers(len(conversation))] = describe(scene, rng)
+        conversation = turns(scene, rng, max(1, config.turns * len(scene.things) // 2), often=OFTEN_SEEN)
+        if rng.random() < 0.1:  # at the end, for a caption answers whatever is asked after it
+            conversation[-1] = describe(scene, rng)
         return {
             "stage1": [_record(name, media, [describe(scene, rng)])],
             "stage2": [_record(name, media, conversation)],

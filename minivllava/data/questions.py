@@ -29,6 +29,9 @@ APART = 0.2  # how far two things are apart on an axis before one is "left of" o
 
 # Tried more often in a conversation: earlier turns give the first two away most, the others suit few scenes.
 OFTEN = ("colour", "colour", "shape", "shape", "motion", "order", "order")
+# And about what is seen: questions that are answered only by finding the thing that they name. Of these a model
+# learns to look things up; counts and existence it learns early, from what is seen as a whole.
+OFTEN_SEEN = (*OFTEN, "position", "position", "position", "size", "relation", "relation", "motion")
 
 # {} is the thing asked about (or the kind counted), {m} "picture" or "clip".
 PHRASINGS = {
@@ -59,16 +62,22 @@ class Turn:
 
 
 def turns(
-    scene: Scene, rng: np.random.Generator, count: int, focus: Thing | None = None, conversation: bool = True
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int,
+    focus: Thing | None = None,
+    conversation: bool = True,
+    often: tuple[str, ...] = OFTEN,
 ) -> list[Turn]:
-    """Ask up to `count` different questions, types as even as the scene allows.
+    """Ask up to `count` different questions, types as even as the scene allows; in a conversation those in
+    `often` are tried once more for each time they stand there.
 
     In a conversation nothing is asked that an earlier turn gives away: "the red circle" in one question would
     answer "What colour is the circle?" after it, and a model would learn to look there, not at the picture.
     With `focus` all questions are about that thing, and existence is asked of pairs from HELD_OUT.
     """
     asked: dict[str, Turn] = {}
-    types = [*QUESTIONS, *(OFTEN if conversation else ())]
+    types = [*QUESTIONS, *(often if conversation else ())]
     for _ in range(4):  # each round asks one question of every type that applies
         for i in rng.permutation(len(types)):
             if len(asked) == count:

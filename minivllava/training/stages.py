@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media, weights_fingerprint
 from minivllava.data.dataset import Conversations, collate, load_pixels, unique_files
+from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.language import conversation_task, only
-from minivllava.training.loop import train
+from minivllava.training.loop import shuffled_batches, train
 from minivllava.training.lora import lora
 
 
@@ -47,6 +49,8 @@ def _train(
     load = load or visual_loader(model, records, cached, options.get("progress", True), aspect)
     dataset = Conversations(records, model.tokenizer, model.config, load, template_name=template, cut=cut)
     task = conversation_task(dataset, config)
+    if config.pictures_first:
+        task = replace(task, plan=_pictures_first(dataset, config, task.plan))
     if not pixels:
         return train(model, task, config, folder, label=label, **options)
     with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
@@ -56,6 +60,15 @@ def _train(
 
         task = replace(task, ahead=True, collate=decoded)
         return train(model, task, config, folder, label=label, **options)
+
+
+def _pictures_first(dataset: Conversations, config: TrainingConfig, mixed: Callable) -> Callable[[int], np.ndarray]:
+    """A plan that takes no clips in the first `config.pictures_first` steps. Raises DataError where all are clips."""
+    still = [i for i, visuals in enumerate(dataset.visuals) if all(kind == "image" for _, kind in visuals)]
+    if not still:
+        raise DataError(f"pictures_first is {config.pictures_first}, and every record has a clip: set it to 0.")
+    first = shuffled_batches(len(still), config.batch_size, config.seed)
+    return lambda step: np.array(still)[first(step)] if step < config.pictures_first else mixed(step)
 
 
 def visual_loader(
