@@ -399,6 +399,25 @@ def test_a_handful_of_files_is_learned_by_heart(records_file, tmp_path):
         finetune(*recipe, 151, tmp_path / "run", **QUIET)
 
 
+def test_pictures_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):
+    model, taken = tiny_vllava(), []
+    picture = model.config.visual_tokens("image", 1)
+    records = load_records(write_records(tmp_path))
+    collate = language.collate
+
+    def watched(samples):
+        taken.append([len(visual) for sample in samples for visual in sample["visuals"]])
+        return collate(samples)
+
+    monkeypatch.setattr(language, "collate", watched)
+    stage2(model, records, training(steps=7, batch_size=3, pictures_first=4), tmp_path / "a", **QUIET)
+    assert len(taken) == 7
+    assert set(sum(taken[:4], [])) == {picture} and max(sum(taken[4:], [])) > picture
+    clips = records.select([i for i, row in enumerate(records) if row["videos"]])
+    with pytest.raises(DataError, match="every record has a clip"):
+        stage2(model, clips, training(steps=1, batch_size=1, pictures_first=1), tmp_path / "b", **QUIET)
+
+
 def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_path):
     file = write_records(tmp_path)
     (tmp_path / "red.png").write_bytes(b"")

@@ -14,7 +14,7 @@ import pytest
 from minivllava.data.build import FILES, VERSION, WorldConfig, build_world, world_folder
 from minivllava.data.captions import caption
 from minivllava.data.dataset import load_records
-from minivllava.data.questions import QUESTIONS, describe, turns
+from minivllava.data.questions import OFTEN_SEEN, QUESTIONS, describe, turns
 from minivllava.data.render import RGB, coverage, render, render_depth
 from minivllava.data.siblings import sample_family, sibling
 from minivllava.data.text_corpus import description, text_document
@@ -158,9 +158,7 @@ def true_answer(scene, question):
         return side if sides[2] else "yes" if side == sides[1] else "no"
     if re.search("mov(e|ing) (left|right|up|down) or", asked):
         return deed(thing, scene.frames)[0].split()[1]
-    if re.match(
-        "(What does # do|What happens to|What is # doing|How does # change|Does # (grow|shrink))", asked
-    ):
+    if re.match("(What does # do|What happens to|What is # doing|How does # change|Does # (grow|shrink))", asked):
         return deed(thing, scene.frames)[0]
 
     position = events.index(thing)
@@ -210,6 +208,18 @@ def test_no_turn_of_a_conversation_gives_a_later_answer_away():
             assert turn.answer == true_answer(scene, turn.question)
             told += f" {turn.question} {turn.answer}" if turn.answer not in ("no", "zero") else ""
     assert set(types) == set(QUESTIONS) and types["colour"] + types["shape"] > types.total() / 6
+
+
+def test_training_asks_most_about_what_must_be_looked_up(world):
+    """And more of a scene with more things."""
+    asked, lengths = Counter(), {}
+    for record in json.loads((world / "stage2.json").read_text()):
+        if "image" in record and "describe" not in record["types"]:
+            asked.update(kind.split("/")[0] for kind in record["types"])
+            scene = sample_scene(TINY.seed, "train", int(record["id"].rpartition("-")[2]), False, TINY.frames)
+            lengths.setdefault(len(scene.things), []).append(len(record["types"]))
+    assert sum(asked[kind] for kind in ("colour", "shape", "position", "size", "relation")) > asked.total() / 2
+    assert max(lengths[min(lengths)]) < max(lengths[max(lengths)])
 
 
 def test_yes_and_no_are_balanced_and_no_answer_leads():
@@ -324,10 +334,7 @@ def test_a_sibling_differs_in_exactly_one_thing():
         attributes = ("colour", "shape", "size", "place", "motion", "phase")
         pairs = zip(scene.things, other.things, strict=True)
         changed = [
-            (i, a)
-            for i, (one, two) in enumerate(pairs)
-            for a in attributes
-            if getattr(one, a) != getattr(two, a)
+            (i, a) for i, (one, two) in enumerate(pairs) for a in attributes if getattr(one, a) != getattr(two, a)
         ]
         names = {attribute for _, attribute in changed}
         assert len(names) == 1, changed
@@ -386,9 +393,10 @@ def test_the_generator_is_the_one_of_its_version():
         for clip in (False, True):
             scene, rng = sample_scene(0, "train", i, clip), generator(0, "train", i, clip, stream=1)
             made.update(render(scene, 32).tobytes())
-            made.update(repr([describe(scene, rng), *turns(scene, rng, 6)]).encode())
+            said = [describe(scene, rng), *turns(scene, rng, 6), *turns(scene, rng, 6, often=OFTEN_SEEN)]
+            made.update(repr(said).encode())
     made.update(repr(text_document(np.random.default_rng(0))).encode())
-    assert (VERSION, made.hexdigest()[:16]) == (1, "0fb9bcd16ed4a4e5")
+    assert (VERSION, made.hexdigest()[:16]) == (2, "72c4d449521ba2ee")
 
 
 def test_a_larger_split_keeps_its_first_scenes(world, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import grid_costs
+from minivllava.bench.peers import compare
 from minivllava.data.build import WorldConfig, build_world
 from minivllava.data.dataset import load_records
 from minivllava.models.checkpoint import load_vllava
@@ -18,8 +19,12 @@ from minivllava.provenance import environment
 from minivllava.training.stages import stage2
 
 
-def run_bench(checkpoint: str | Path, steps: int = 30) -> dict:
-    """Figures by name; each name says its unit. `steps` training steps are timed, the first three dropped."""
+def run_bench(checkpoint: str | Path, steps: int = 30, peer: bool = True) -> dict:
+    """Figures by name; each name says its unit. `steps` training steps are timed, the first three dropped.
+
+    peer: also `rows`, of the same weights and inputs through `transformers` (see `peers.compare`), and how far its
+    logits are from ours.
+    """
     world = build_world(WorldConfig(
         images=256, clips=128, align_images=0, align_clips=0, text_documents=0, validation=0, test=4, compositional=0
     ))  # fmt: skip
@@ -37,6 +42,11 @@ def run_bench(checkpoint: str | Path, steps: int = 30) -> dict:
     if parts.is_dir():
         figures |= grid_costs("tiny", Parts(parts, "runs/ablations", progress=False))
     figures["peak memory of this process, GiB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    if peer:
+        compared = compare(load_vllava(checkpoint))
+        figures["transformers: largest difference of a logit"] = f"{compared['difference']['logits']:.1e}"
+        figures["transformers: same greedy tokens"] = compared["difference"]["same tokens"]
+        figures["rows"] = compared["rows"]
     return figures
 
 

@@ -5,7 +5,9 @@ import sys
 from minivllava.cli.app import app
 from minivllava.errors import MinivllavaError
 
-from minivllava.cli import train, recipe, ask, evaluate, score, retrieve, port, ablate, data, convert, bench, assignments  # noqa: F401, I001, E402  # isort: skip
+from minivllava.cli import (  # noqa: I001, E402  # isort: skip
+    train, recipe, ask, evaluate, score, retrieve, port, ablate, data, convert, bench, assignments,  # noqa: F401
+)  # fmt: skip
 
 
 def main():

@@ -6,20 +6,52 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import app
+from minivllava.cli.app import Preset, app
 
 
 @app.command()
 def bench(
     checkpoint: Annotated[Path, typer.Argument(help="A finished checkpoint.")] = Path("data/pretrained/tiny"),
     steps: Annotated[int, typer.Option(min=4, help="Training steps to time.")] = 30,
+    peer: Annotated[bool, typer.Option(help="Also run the same weights and inputs through `transformers`.")] = True,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Instead: the preset's sizes, random weights, on a GPU.")] = False,
+    preset: Preset = "paper",
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ):
-    """Measure training with and without cached features, the wait for data, the first answer, and memory."""
-    from minivllava.bench import run_bench
+    """Measure training with and without cached features, the wait for data, the first answer, and memory; then the
+    same work through `transformers`. With --gpu: training steps, prefill and decode of the published 7B model's sizes.
+    """
+    if gpu:
+        from minivllava.bench.gpu import run_gpu_bench
+        from minivllava.presets import preset as preset_of
 
-    figures = run_bench(checkpoint, steps)
+        figures = run_gpu_bench(preset_of(preset).model)
+    else:
+        from minivllava.bench import run_bench
+
+        figures = run_bench(checkpoint, steps, peer)
     for name, value in figures.items():
-        print(f"{name:<52} {value}")
+        if name not in ("rows", "limits"):
+            print(f"{name:<52} {value}")
+    for name, value in figures.get("limits", {}).items():
+        print(f"{name:<52} {'unknown' if value is None else f'{value:.3g}'}")
+    for line in _lines(figures.get("rows", ())):
+        print(line)
     if out is not None:
         out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _lines(rows) -> list[str]:
+    """A line for each contestant of each row; above 1.00, `ratio` says how many times as long the peer takes."""
+    lines = []
+    for row in rows:
+        for name, ms in row["ms"].items():
+            line = f"{row['cell']:<18} batch {row['batch']:<3} {name:<16} {ms:>10.2f} ms"
+            if name in row["ratio"]:
+                low, high = row["between"].get(name, (row["ratio"][name],) * 2)
+                line += f"   ratio {row['ratio'][name]:.2f} ({low:.2f} to {high:.2f})"
+            for measure in ("tokens/s", "MFU", "share of the bandwidth's limit", "peak memory, GiB"):
+                value = row.get(measure, {}).get(name)
+                line += "" if value is None else f"   {measure} {value:.3g}"
+            lines.append(line)
+    return lines

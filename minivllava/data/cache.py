@@ -49,8 +49,8 @@ def cache_media(
     """Pixels of every file (or `encode(pixels)` of each batch), from the cache where it has them.
 
     kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`; the cache's
-    key is that, the preprocessing and its VERSION, and each file's path, size and time of change. The file appears under its
-    name only when it is complete.
+    key is that, the preprocessing and its VERSION, and each file's path, size and time of change. The
+    file appears under its name only when it is complete.
     """
     from tqdm.auto import tqdm
 

@@ -97,7 +97,7 @@ def _accuracy_legend(figure, ink: Inks, rows: Sequence[dict], columns: int):
 
 def intervals(panels: dict[str, dict[str, tuple[float, float, float]]], unit: str = "exact match (%)",
               width: float = 9.0, dark: bool = False):  # fmt: skip
-    """Estimates with their 95 % intervals, a panel for each group. panels: title -> name -> (value, low, high), in %."""
+    """Estimates with their 95 % intervals, a panel for each group: title -> name -> (value, low, high), in %."""
     rows = max(len(estimates) for estimates in panels.values())
     ink, figure = new_figure(width, 0.95 + 0.34 * rows, dark)
     for axes, (title, estimates) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(),

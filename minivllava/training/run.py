@@ -208,6 +208,8 @@ def export(run: str | Path, out: str | Path):
         if (run / step).is_dir():
             trained, tokenizer = load(run / step)
             save_model(trained, out / "parts" / part, part, half, tokenizer=tokenizer)
+            for file in ("run.json", "log.json"):  # they stay with the parts when a later run starts from them
+                shutil.copy(run / file, out / "parts" / file)
     model.save_pretrained(out / name, dtype=half)
     for file in ("run.json", "log.json"):
         shutil.copy(run / file, out / file)

@@ -1,0 +1,150 @@
+"""The published sizes with random weights: training steps, prefill and decode, beside `transformers` and the GPU.
+
+A cell says what it took (`ms`), how that compares with the peer (`ratio`), and how near it comes to what the machine
+could do at best: of arithmetic the share of the data sheet's operations (MFU), of decoding the share of the steps
+that the memory's bandwidth allows, since each step must read all of the decoder's weights and its cache.
+
+Both train in one dtype, weights, gradients and AdamW's moments alike; both compute the decoder's activations again in
+the backward pass. Neither holds for a real run, which keeps a float32 copy on several GPUs; it is the same for both.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from torch import nn
+
+from minivllava.bench.peers import LEARNED, OURS, THEIRS, WORDS, Inputs, Ours, Theirs, answers, comparable, peer_of
+from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product_rate, ratios
+from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
+from minivllava.config import ModelConfig
+from minivllava.errors import ConfigError
+from minivllava.models.memory import require_memory
+from minivllava.models.vllava import VideoLLaVA
+from minivllava.provenance import environment
+from minivllava.training.language import only
+
+STATES = 4  # numbers for each weight in stage 2: itself, its gradient and AdamW's two moments
+TRAINING_BATCH = {1: 8, 2: 4}  # conversations in a step of each stage
+ANSWERING_BATCHES = (1, 8)
+
+
+def run_gpu_bench(
+    config: ModelConfig,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+    rounds: int = 5,
+    tokens: int = 64,
+    batches: dict[int, int] | None = None,
+) -> dict:
+    """`rows` of all cells, and what they ran on. `batches`: conversations in a training step, by stage.
+
+    Raises ConfigError without the device, CheckpointError where stage 2 would not fit into its memory.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("This machine has no CUDA GPU: leave --gpu out, or run it on one that has.")
+    model = comparable(random_model(config, device, dtype))
+    place = torch.device(device)
+    limits = {
+        "copy, bytes/s": copy_bandwidth(place, 2**31 if device == "cuda" else 2**24),
+        "product, operations/s": product_rate(place, dtype, 8192 if device == "cuda" else 256),
+        "data sheet, operations/s": peak_rate(place),
+    }
+    peak = limits["data sheet, operations/s"] or limits["product, operations/s"]
+    peer = peer_of(model)
+    rows = []
+    for batch in ANSWERING_BATCHES:
+        rows += _answering(model, peer, batch, rounds, tokens, peak, limits["copy, bytes/s"])
+    for stage, batch in (batches or TRAINING_BATCH).items():
+        rows.append(_training(model, peer, stage, batch, rounds, peak))
+    return {
+        **environment(), "dtype": str(dtype).removeprefix("torch."), "weights": "random",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "limits": limits, "rows": rows,
+    }  # fmt: skip
+
+
+def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> VideoLLaVA:
+    """A model of this size with the weights of its initialisation, made in place in its final dtype.
+
+    Raises CheckpointError where training all of it in stage 2 would not fit.
+    """
+    with torch.device("meta"):
+        empty = VideoLLaVA(config)
+    encoders = sum(p.numel() for part in (empty.image_encoder, empty.video_encoder) for p in part.parameters())
+    trained = sum(p.numel() for p in empty.parameters()) - encoders
+    require_memory(encoders + STATES * trained, dtype, device, "Stage 2 of this model")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        torch.manual_seed(0)
+        with torch.device(device):
+            return VideoLLaVA(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _answering(
+    model: VideoLLaVA, peer: nn.Module, batch: int, rounds: int, tokens: int, peak: float, bandwidth: float
+) -> list[dict]:
+    """The rows of prefill and decode: ours as it is and compiled, the peer's with its static cache."""
+    x = Inputs(model.config, batch, next(model.projector.parameters()))
+    on_gpu = x.ids.is_cuda
+    contestants = {OURS: (Ours(model), x), THEIRS: (Theirs(peer, static=on_gpu), x)}
+    if on_gpu:
+        contestants[f"{OURS}, compiled"] = (Ours(model, compiled=True), x)
+    prefill, decode = answers(contestants, rounds, tokens)
+    frames = model.config.video.frames
+    work = batch * prefill_work(model.config, frames, WORDS)
+    prefill["MFU"] = {name: work / (ms / 1000) / peak for name, ms in prefill["ms"].items()}
+    decode["tokens/s"] = {name: batch / (ms / 1000) for name, ms in decode["ms"].items()}
+    positions = x.ids.shape[1] + tokens // 2  # halfway through the answer
+    language = model.config.language
+    read = (decoder_weights(language) + batch * cache_numbers(language, positions)) * x.clips.dtype.itemsize
+    decode["share of the bandwidth's limit"] = {
+        name: read / bandwidth / (ms / 1000) for name, ms in decode["ms"].items()
+    }
+    return [prefill, decode]
+
+
+def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds: int, peak: float) -> dict:
+    """The row of one stage: whole steps, with AdamW, of both models. They share their weights, so also its state."""
+    x = Inputs(model.config, batch, next(model.projector.parameters()))
+    only(model, model.projector, *([model.language_model] if stage == 2 else []))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=x.ids.is_cuda)
+    model.train()
+    model.language_model.recomputed_layers = model.config.language.layers
+    peer.train()
+    peer.gradient_checkpointing_enable({"use_reentrant": False})
+    runs = {name: partial(_step, contestant, x, optimizer) for name, contestant in (
+        (OURS, Ours(model)), (THEIRS, Theirs(peer)),
+    )}  # fmt: skip
+    memory = {name: _peak_memory(run, x.ids.device) for name, run in runs.items()}
+    seconds = in_turns(runs, rounds, x.ids.device)
+    model.eval()
+    peer.eval()
+    model.language_model.recomputed_layers = 0
+    row = {"cell": f"stage {stage}, step", "batch": batch, **ratios(seconds)}
+    work = batch * training_work(model.config, model.config.video.frames, WORDS, LEARNED, stage)
+    row["tokens/s"] = {name: x.ids.numel() / median(times) for name, times in seconds.items()}
+    row["MFU"] = {name: work / median(times) / peak for name, times in seconds.items()}
+    row["peak memory, GiB"] = memory
+    return row
+
+
+def _step(contestant: Ours | Theirs, x: Inputs, optimizer: torch.optim.Optimizer):
+    contestant.loss(x).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _peak_memory(run: Callable, device: torch.device) -> float | None:
+    """GiB allocated at most during the second of two runs; None where it cannot be told."""
+    run()
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) / 2**30

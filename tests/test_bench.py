@@ -1,0 +1,92 @@
+"""`minivllava bench`: the peer is the same model, the counted work is the work, the cells hold what they say."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_vllava
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from minivllava.bench import gpu, work
+from minivllava.bench.peers import Inputs, Ours, Theirs, comparable, compare, peer_of
+from minivllava.bench.timing import in_turns, ratios
+from minivllava.cli import app
+from minivllava.errors import ConfigError
+from minivllava.models.vllava import VideoLLaVA
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoLLaVA:
+    return tiny_vllava().eval()
+
+
+def test_the_peer_is_the_same_model(model):
+    result = compare(model, rounds=2, tokens=3, batches=(2,))
+    assert result["difference"]["logits"] < 1e-4 and result["difference"]["same tokens"]
+    assert [row["cell"] for row in result["rows"]] == ["forward", "forward+backward", "prefill", "decode"]
+    assert all(set(row["ms"]) == {"ours", "transformers"} and row["ratio"]["ours"] > 0 for row in result["rows"])
+
+
+def test_ours_and_the_peer_share_their_weights_and_take_the_same_step(model):
+    same = comparable(model)
+    peer = peer_of(same)
+    x = Inputs(same.config, 2, next(same.projector.parameters()))
+    losses = [contestant.loss(x) for contestant in (Ours(same), Theirs(peer))]
+    assert torch.allclose(*losses, atol=1e-5)
+    shared = {p.data_ptr() for p in same.parameters()}
+    assert all(p.data_ptr() in shared for p in peer.parameters())
+
+
+def test_a_model_without_a_peer_is_refused():
+    with pytest.raises(ConfigError, match="mlp2x_gelu"):
+        comparable(tiny_vllava(projector="linear"))
+
+
+def test_runs_take_turns_and_the_first_round_only_warms_up():
+    order = []
+    seconds = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, torch.device("cpu"))
+    assert order == list("ababab") and all(len(times) == 2 for times in seconds.values())
+
+
+def test_a_ratio_is_the_median_over_rounds_of_what_the_peer_takes():
+    row = ratios({"ours": [1.0, 1.0, 2.0], "transformers": [2.0, 3.0, 2.0]})
+    assert row["ratio"] == {"ours": 2.0} and row["between"] == {"ours": [1.5, 2.5]} and row["ms"]["ours"] == 1000
+
+
+def test_decoding_reads_the_weights_of_layers_and_head(model):
+    language = model.language_model
+    matrices = sum(p.numel() for name, p in language.named_parameters() if p.ndim == 2)
+    assert work.decoder_weights(language.config) == matrices - language.token_embedding.weight.numel()
+    cache = language.new_cache(1, 7, torch.zeros(1))
+    assert work.cache_numbers(language.config, 7) == cache.keys.numel() + cache.values.numel()
+
+
+def test_counted_work_is_the_work_of_the_matrix_products(model):
+    """Against torch's own counter, which counts all of attention where ours counts its causal half."""
+    same = comparable(model)
+    x = Inputs(same.config, 1, next(same.projector.parameters()))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        same.language_model.logits(same.language_model(same.embed(x.ids, list(x.clips)))[:, -1])
+    frames, words = same.config.video.frames, 32
+    counted = work.prefill_work(same.config, frames, words)
+    tokens = same.config.visual_tokens("video", frames) + words
+    future = 2 * tokens**2 * same.config.language.width * same.config.language.layers
+    assert counter.get_total_flops() == pytest.approx(counted + future, rel=0.02)
+
+
+def test_gpu_cells_on_a_cpu_at_a_small_size():
+    result = gpu.run_gpu_bench(tiny_config(), "cpu", torch.float32, rounds=2, tokens=2, batches={1: 2, 2: 2})
+    cells = [(row["cell"], row["batch"]) for row in result["rows"]]
+    answers = [(cell, batch) for batch in gpu.ANSWERING_BATCHES for cell in ("prefill", "decode")]
+    assert cells == [*answers, ("stage 1, step", 2), ("stage 2, step", 2)]
+    stage1, stage2 = result["rows"][-2:]
+    assert stage1["MFU"]["ours"] > 0 and stage2["tokens/s"]["transformers"] > 0
+    json.dumps(result)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(app, ["bench", "--gpu"])
+    assert result.exit_code != 0 and "no CUDA GPU" in (result.output + str(result.exception))
