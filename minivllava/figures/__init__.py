@@ -43,6 +43,7 @@ from minivllava.figures.patches import (
     place_similarity,
     token_similarity,
 )
+from minivllava.figures.port import port_lost
 from minivllava.figures.style import DARK, LIGHT, Inks
 from minivllava.figures.tables import number_tables, shares
 from minivllava.figures.tokens import (
@@ -93,6 +94,7 @@ __all__ = [
     "parameter_shares",
     "patch_sequence",
     "place_similarity",
+    "port_lost",
     "recall_curves",
     "relative_scores",
     "rotation_dials",
