@@ -262,7 +262,6 @@ class TrainingConfig:
     checkpoint_every: int = 500  # steps
     log_every: int = 10
     seed: int = 0
-    pictures_first: int = 0  # steps of stage 2, at its start, without clips: on short sequences looking is soon learned
     projector_learning_rate: float = 0.0  # of the projector, where it has one of its own; 0: as all else
     lora_rank: int = 0  # 0: all of the language model learns; else adapters of this rank on its linear layers
     lora_alpha: int = 256
@@ -281,6 +280,11 @@ class Preset:
     align_video: TrainingConfig  # video encoder onto the frozen text encoder
     stage1: TrainingConfig  # projector only, captions
     stage2: TrainingConfig  # projector and language model, conversations
+    pictures_first: float = 0.0  # share of stage 2's steps, its first, without clips: looking is learned on short ones
+
+    def __post_init__(self):
+        if not 0 <= self.pictures_first <= 1:
+            raise ConfigError(f"pictures_first is {self.pictures_first}, a share of stage 2's steps: use 0 to 1.")
 
 
 def to_dict(config) -> dict:

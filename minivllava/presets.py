@@ -37,7 +37,8 @@ def _tiny() -> Preset:
         align_image=TrainingConfig(steps=1500, batch_size=256, learning_rate=1e-3, weight_decay=0.1),
         align_video=TrainingConfig(steps=800, batch_size=64, learning_rate=1e-3, weight_decay=0.1),
         stage1=TrainingConfig(steps=300, batch_size=48, learning_rate=3e-3, accumulation=2),
-        stage2=TrainingConfig(steps=4000, batch_size=32, learning_rate=1e-3, accumulation=2, pictures_first=2000),
+        stage2=TrainingConfig(steps=4000, batch_size=32, learning_rate=1e-3, accumulation=2),
+        pictures_first=0.5,
     )
 
 
@@ -52,7 +53,7 @@ def _demo() -> Preset:
             validation=0, test=100, compositional=60,
         ),
         stage1=with_changes(tiny.stage1, steps=150),
-        stage2=with_changes(tiny.stage2, steps=500, pictures_first=200),
+        stage2=with_changes(tiny.stage2, steps=500),
     )  # fmt: skip
 
 
@@ -96,9 +97,7 @@ def _small() -> Preset:
         align_image=with_changes(tiny.align_image, steps=10_000, batch_size=512, precision="bf16"),
         align_video=with_changes(tiny.align_video, steps=5_000, batch_size=256, precision="bf16"),
         stage1=with_changes(tiny.stage1, steps=1000, batch_size=128, learning_rate=1e-3, precision="bf16"),
-        stage2=with_changes(
-            tiny.stage2, steps=10_000, batch_size=128, learning_rate=3e-4, precision="bf16", pictures_first=2000
-        ),
+        stage2=with_changes(tiny.stage2, steps=10_000, batch_size=128, learning_rate=3e-4, precision="bf16"),
     )
 
 

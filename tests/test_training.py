@@ -410,12 +410,12 @@ def test_pictures_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):
         return collate(samples)
 
     monkeypatch.setattr(language, "collate", watched)
-    stage2(model, records, training(steps=7, batch_size=3, pictures_first=4), tmp_path / "a", **QUIET)
-    assert len(taken) == 7
+    stage2(model, records, training(steps=8, batch_size=3), tmp_path / "a", pictures_first=0.5, **QUIET)
+    assert len(taken) == 8
     assert set(sum(taken[:4], [])) == {picture} and max(sum(taken[4:], [])) > picture
     clips = records.select([i for i, row in enumerate(records) if row["videos"]])
-    with pytest.raises(DataError, match="every record has a clip"):
-        stage2(model, clips, training(steps=1, batch_size=1, pictures_first=1), tmp_path / "b", **QUIET)
+    with pytest.raises(DataError, match="Every record has a clip"):
+        stage2(model, clips, training(steps=1, batch_size=1), tmp_path / "b", pictures_first=1.0, **QUIET)
 
 
 def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_path):

@@ -242,9 +242,10 @@ def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: Lang
 
 
 def _stages(model: VideoLLaVA, preset: Preset, world: Path, run: Run, **options) -> VideoLLaVA:
+    joint = partial(stage2, pictures_first=preset.pictures_first)
     for name, file, stage, recipe in (
         ("stage1", "stage1.json", stage1, preset.stage1),
-        ("model", "stage2.json", stage2, preset.stage2),
+        ("model", "stage2.json", joint, preset.stage2),
     ):
         records = load_records(world / file)
         path = run.step(name, partial(stage, model, records, recipe, **options), partial(save_vllava, model))

@@ -32,7 +32,10 @@ def stage1(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Pat
 
 def stage2(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options) -> list[dict]:
     """Trains projector and language model on conversations; with `config.lora_rank`, adapters of the language
-    model, merged at the end. Returns the log."""
+    model, merged at the end. Returns the log.
+
+    pictures_first (an option): the share of the steps, from the first on, that take no record with a clip.
+    """
     if not config.lora_rank:
         only(model, model.projector, model.language_model)
         return _train(model, records, config, folder, "stage 2", model.config.template, **options)
@@ -43,14 +46,15 @@ def stage2(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Pat
 
 
 def _train(
-    model, records, config, folder, label, template, cached=True, load=None, aspect=None, cut=0, **options
+    model, records, config, folder, label, template, cached=True, load=None, aspect=None, cut=0, pictures_first=0.0,
+    **options,
 ) -> list[dict]:
     pixels = load is None and not cached
     load = load or visual_loader(model, records, cached, options.get("progress", True), aspect)
     dataset = Conversations(records, model.tokenizer, model.config, load, template_name=template, cut=cut)
     task = conversation_task(dataset, config)
-    if config.pictures_first:
-        task = replace(task, plan=_pictures_first(dataset, config, task.plan))
+    if pictures_first:
+        task = replace(task, plan=_pictures_first(dataset, config, round(pictures_first * config.steps), task.plan))
     if not pixels:
         return train(model, task, config, folder, label=label, **options)
     with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
@@ -62,13 +66,13 @@ def _train(
         return train(model, task, config, folder, label=label, **options)
 
 
-def _pictures_first(dataset: Conversations, config: TrainingConfig, mixed: Callable) -> Callable[[int], np.ndarray]:
-    """A plan that takes no clips in the first `config.pictures_first` steps. Raises DataError where all are clips."""
+def _pictures_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
+    """A plan that takes no clips in its first `steps` steps. Raises DataError where every record has one."""
     still = [i for i, visuals in enumerate(dataset.visuals) if all(kind == "image" for _, kind in visuals)]
     if not still:
-        raise DataError(f"pictures_first is {config.pictures_first}, and every record has a clip: set it to 0.")
+        raise DataError("Every record has a clip, and stage 2 is to begin on pictures: set pictures_first to 0.")
     first = shuffled_batches(len(still), config.batch_size, config.seed)
-    return lambda step: np.array(still)[first(step)] if step < config.pictures_first else mixed(step)
+    return lambda step: np.array(still)[first(step)] if step < steps else mixed(step)
 
 
 def visual_loader(
