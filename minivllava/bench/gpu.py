@@ -117,7 +117,9 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     model.train()
     model.language_model.recomputed_layers = model.config.language.layers
     peer.train()
-    peer.gradient_checkpointing_enable({"use_reentrant": False})
+    # the first name is the newer one; transformers 5.17 has only the second
+    recompute = getattr(peer, "activation_checkpointing_enable", None) or peer.gradient_checkpointing_enable
+    recompute({"use_reentrant": False})
     runs = {name: partial(_step, contestant, x, optimizer) for name, contestant in (
         (OURS, Ours(model)), (THEIRS, Theirs(peer)),
     )}  # fmt: skip

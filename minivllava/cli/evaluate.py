@@ -78,11 +78,13 @@ def evaluate(
     from minivllava.config import override
     from minivllava.data.build import build_world, evaluation_only
     from minivllava.evaluation.evaluate import evaluate_world
+    from minivllava.models.checkpoint import load_vllava
     from minivllava.presets import preset as named_preset
 
+    model = load_vllava(checkpoint)  # before the world: a checkpoint that is not there is said at once
     world = build_world(evaluation_only(override(named_preset(preset), *change).world))
     out = out or checkpoint.with_name(checkpoint.name + "-evaluation.json")
-    print_results(evaluate_world(checkpoint, world, out))
+    print_results(evaluate_world(model, world, out))
     print(f"All answers: {out}")
 
 

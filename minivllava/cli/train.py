@@ -87,10 +87,11 @@ def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
 def _evaluate_and_report(folder: Path, recipe):
     from minivllava.data.build import build_world
     from minivllava.evaluation.evaluate import evaluate_world
+    from minivllava.models.checkpoint import load_vllava
     from minivllava.report import write_report
 
     world = build_world(recipe.world)
-    results = evaluate_world(folder / "model", world, folder / "evaluation.json")
+    results = evaluate_world(load_vllava(folder / "model"), world, folder / "evaluation.json")
     print_results(results)
     print(f"The report: {write_report(folder)}")
 

@@ -21,7 +21,6 @@ from minivllava.chat import answer_prompts
 from minivllava.data.conversation import PLACEHOLDERS, encode_conversation, placeholders, template
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import DataError
-from minivllava.models.checkpoint import load_vllava
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -159,13 +158,12 @@ def table(views: dict[str, Sequence[dict]]) -> list[dict]:
     return rows
 
 
-def evaluate_world(checkpoint: str | Path, world: str | Path, out: str | Path | None = None) -> dict:
+def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None = None) -> dict:
     """All views of the test split, and those without clips' frames of the compositional one.
 
     Returns `tables` and `predictions` by split, and `made_with`; writes the same to `out` (JSON). `world` is a
     folder that `build_world` made.
     """
-    model = load_vllava(checkpoint)
     world = Path(world)
     test, training = load_records(world / "test.json"), load_records(world / "stage2.json")
     clips = test.filter(lambda row: bool(row["videos"]))
