@@ -13,7 +13,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb notebooks/assignments/*.ipynb))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test notebooks execute lint lock clean
+.PHONY: help demo test lab notebooks execute lint lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,9 @@ demo: $(VENV)/.core ## install into .venv, train and evaluate the tiny model, sa
 test: $(VENV)/.test ## install the test tools too and run the whole suite, notebooks included
 	$(BIN)/python -m pytest
 	$(if $(NOTEBOOKS),@$(MAKE) --no-print-directory notebooks)
+
+lab: $(VENV)/.lab ## install JupyterLab too and open the notebooks
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks notebooks/00_start_here.ipynb
 
 # A run of its own: the suite's settings (no display, caches in a temporary folder) are not a reader's.
 notebooks: $(VENV)/.test ## run every notebook and compare its outputs with the stored ones
@@ -65,6 +68,10 @@ $(VENV)/.torch: $(LOCK) | $(BIN)/pip
 $(VENV)/.core: pyproject.toml $(VENV)/.torch
 	$(INSTALL) --editable .
 	@touch $@
+
+$(VENV)/.lab: pyproject.toml $(VENV)/.torch
+	$(INSTALL) --editable '.[teach]'
+	@touch $(VENV)/.core $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.torch
 	$(INSTALL) --editable '.[test]'
