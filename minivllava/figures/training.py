@@ -18,7 +18,7 @@ def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool 
 
     logs: by TITLES' keys, lines of `step`, `loss` (nats; mean since the line before) and `seconds`.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     names = [name for name in [*TITLES, *sorted(logs.keys() - TITLES.keys())] if logs.get(name)]
     columns = min(len(names), 3 if width > 6 else 1) or 1
@@ -36,11 +36,7 @@ def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool 
         axes.text(0.98, 0.95, f"ends at {losses[-1]:.3g}", transform=axes.transAxes, ha="right", va="top",
                   color=ink.text, fontsize=10)  # fmt: skip
         if min(losses) > 0:
-            axes.set_yscale("log")
-            if max(losses) / min(losses) < 100:  # else decades alone are enough
-                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
+            _logarithmic(axes, losses)
         axes.set_xlim(0, steps[-1])
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=(1, 2, 2.5, 5, 10)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -49,6 +45,17 @@ def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool 
         name_axes(axes, ink, TITLES.get(name, name), f"step ({duration(seconds)})" if seconds else "step")
         axes.set_ylabel("InfoNCE loss (nats)" if contrastive else "loss (nats per token)", color=ink.muted)
     return figure
+
+
+def _logarithmic(axes, values: Sequence[float]):
+    """A logarithmic scale for positive values, with ticks at 1, 2 and 5 where decades alone would be few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    if max(values) / min(values) < 100:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def duration(seconds: float) -> str:
@@ -63,10 +70,11 @@ def compare_runs(panels: dict[str, dict[str, Sequence[dict]]], key: str = "loss"
 
     panels: title -> run -> log lines with `step` and `key`. Runs of the same name look alike in all panels.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     looks = [(BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PURPLE, "-.", "D")]
     names = list(dict.fromkeys(name for runs in panels.values() for name in runs))
+    everything = [entry[key] for runs in panels.values() for log in runs.values() for entry in log]
     ink, figure = new_figure(width, 3.2, dark)
     for axes, (title, runs) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True).flat, panels.items(),
                                    strict=True):  # fmt: skip
@@ -75,9 +83,7 @@ def compare_runs(panels: dict[str, dict[str, Sequence[dict]]], key: str = "loss"
             colour, line, marker = looks[names.index(name) % len(looks)]
             steps, values = ([entry[field] for entry in log] for field in ("step", key))
             axes.plot(steps, values, line, color=colour, linewidth=1.6, marker=marker, markersize=4, label=name)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _logarithmic(axes, everything)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         name_axes(axes, ink, title, "step")
     figure.axes[0].set_ylabel(f"{key.replace('_', ' ')} ({unit})", color=ink.muted)
