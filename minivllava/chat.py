@@ -5,6 +5,7 @@ chat_batch     several conversations at once
 Conversation   one that goes on: it keeps what it has read, so that each turn costs only what is new
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from pathlib import Path
@@ -99,7 +100,9 @@ def _encode(model: VideoLLaVA, question, images, videos, history, frames: int | 
 
 
 def _turns(history: Iterable[tuple[str, str]], question: str) -> list[dict]:
-    said = [turn for asked, answered in history for turn in (("human", asked), ("gpt", answered))]
+    # a placeholder that the model wrote itself stands for no file: it goes on as a word
+    words = [(asked, re.sub(r"<(image|video)>", r"\1", answered)) for asked, answered in history]
+    said = [turn for asked, answered in words for turn in (("human", asked), ("gpt", answered))]
     return [{"from": speaker, "value": value} for speaker, value in (*said, ("human", question))]
 
 

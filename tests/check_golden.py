@@ -52,7 +52,8 @@ class Golden:
 
     def pixels(self, kind: str) -> Tensor:
         """Pictures (b, c, h, w) or clips (b, t, c, h, w); the original puts a clip's channels before its frames."""
-        pixels = self.stored.get(f"{kind}.pixels", self.stored["image.pixels"])
+        name = f"{kind}.pixels"
+        pixels = self.stored[name if name in self.stored else "image.pixels"]
         return rearrange(pixels, "b c t h w -> b t c h w") if pixels.ndim == 5 else pixels
 
     @torch.no_grad()

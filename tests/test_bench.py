@@ -15,6 +15,7 @@ from minivllava.bench.timing import in_turns, ratios
 from minivllava.cli import app
 from minivllava.errors import ConfigError
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.presets import preset
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,13 @@ def test_gpu_cells_on_a_cpu_at_a_small_size():
     json.dumps(result)
 
 
-def test_without_a_gpu_it_says_so(monkeypatch):
+def test_without_a_gpu_it_says_so_and_counts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(app, ["bench", "--gpu"])
-    assert result.exit_code != 0 and "no CUDA GPU" in (result.output + str(result.exception))
+    assert result.exit_code == 0 and "no CUDA GPU" in result.output
+    found = gpu.floor(preset("paper").model)
+    assert 1.3e10 < found["decode, bytes a token"] < 1.6e10  # 6.6 billion numbers of two bytes, and the cache
+    assert 2.5e13 < found["prefill, operations"] < found["stage 1, operations"] < found["stage 2, operations"]
+    assert all(f"{value:.3g}" in result.output for value in found.values())
+    result = CliRunner().invoke(app, ["bench", "--gpu", "--device", "cuda"])
+    assert "no CUDA GPU" in str(result.exception)

@@ -241,6 +241,12 @@ def test_what_fails_leaves_a_conversation_as_it_was(model, folder):
     assert conversation.ask("And here?", videos=clips[1:]) == whole.ask("And here?", videos=clips[1:])
 
 
+def test_a_placeholder_in_an_answer_goes_on_as_a_word(model, folder):
+    conversation = Conversation(model, **SHORT)
+    conversation.history = [("What?", "an <image> of a <video>")]
+    assert conversation.ask("Why?") == model.chat("Why?", history=[("What?", "an image of a video")], **SHORT)
+
+
 def test_a_cache_that_is_too_small_is_replaced(model, folder):
     conversation = Conversation(model, max_new_tokens=2)
     answers = [conversation.ask("Why?"), conversation.ask("What?", videos=[folder / "red.mp4"], max_new_tokens=20)]
@@ -291,6 +297,14 @@ def test_chat_reads_a_pipe_and_survives_what_is_wrong(model, folder, tmp_path):
     second = conversation.ask("Why?", videos=[folder / "red.mp4"])
     third = model.chat("Why?", max_new_tokens=6)
     assert [line.strip() for line in result.stdout.splitlines()] == [first, second, third]
+
+
+def test_chat_shows_a_file_again_after_a_question_that_failed(model, folder, tmp_path):
+    lines = [f"/image {folder / 'red.png'}", "What is <video> this?", "What is this?"]
+    result = chat_command(model, tmp_path, lines)
+    assert "<video>" in result.stderr
+    answer = model.chat("What is this?", images=[folder / "red.png"], max_new_tokens=6)
+    assert [line.strip() for line in result.stdout.splitlines()] == [answer]
 
 
 def test_chat_checks_its_first_files(model, folder, tmp_path):

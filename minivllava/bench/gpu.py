@@ -65,6 +65,21 @@ def run_gpu_bench(
     }  # fmt: skip
 
 
+def floor(config: ModelConfig, bytes_each: int = 2) -> dict[str, float]:
+    """What the cells cannot do without, counted from the sizes alone: operations, and the bytes that decoding reads.
+
+    For one conversation about one clip, in a dtype of `bytes_each`.
+    """
+    frames, language = config.video.frames, config.language
+    positions = config.visual_tokens("video", frames) + WORDS
+    return {
+        "prefill, operations": prefill_work(config, frames, WORDS),
+        "decode, bytes a token": (decoder_weights(language) + cache_numbers(language, positions)) * bytes_each,
+        "stage 1, operations": training_work(config, frames, WORDS, LEARNED, 1),
+        "stage 2, operations": training_work(config, frames, WORDS, LEARNED, 2),
+    }
+
+
 def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> VideoLLaVA:
     """A model of this size with the weights of its initialisation, made in place in its final dtype.
 

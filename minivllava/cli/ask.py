@@ -153,9 +153,8 @@ def chat(
             elif command.startswith("/"):
                 raise DataError(f"There is no command {command}: /help lists what there is.")
             elif line:
-                images, videos = shown["image"], shown["video"]
-                shown = {"image": [], "video": []}
-                conversation.ask(line, images, videos, on_text=_show)
+                conversation.ask(line, shown["image"], shown["video"], on_text=_show)
+                shown = {"image": [], "video": []}  # not before: what fails leaves them for the next try
                 print()
         except MinivllavaError as error:
             print(f"minivllava: {error}", file=sys.stderr, flush=True)

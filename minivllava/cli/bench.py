@@ -16,16 +16,19 @@ def bench(
     peer: Annotated[bool, typer.Option(help="Also run the same weights and inputs through `transformers`.")] = True,
     gpu: Annotated[bool, typer.Option("--gpu", help="Instead: the preset's sizes, random weights, on a GPU.")] = False,
     preset: Preset = "paper",
+    device: Annotated[
+        str | None, typer.Option(help="With --gpu: cuda, or cpu to run the same cells at a small preset's size.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ):
-    """Measure training with and without cached features, the wait for data, the first answer, and memory; then the
-    same work through `transformers`. With --gpu: training steps, prefill and decode of the published 7B model's sizes.
+    """Measure speed and memory.
+
+    Training with and without cached features, the wait for data, the first answer, and memory; then the
+    same work through `transformers`. With --gpu: training steps, prefill and decode of the published 7B model's sizes;
+    where there is no GPU, the operations and bytes that these cannot do without.
     """
     if gpu:
-        from minivllava.bench.gpu import run_gpu_bench
-        from minivllava.presets import preset as preset_of
-
-        figures = run_gpu_bench(preset_of(preset).model)
+        figures = _gpu_figures(preset, device)
     else:
         from minivllava.bench import run_bench
 
@@ -39,6 +42,24 @@ def bench(
         print(line)
     if out is not None:
         out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _gpu_figures(preset: str, device: str | None) -> dict:
+    import torch
+
+    from minivllava.bench.gpu import floor, run_gpu_bench
+    from minivllava.presets import preset as preset_of
+
+    config = preset_of(preset).model
+    if device == "cpu":
+        return run_gpu_bench(config, device, torch.float32, tokens=16)
+    if device is None and not torch.cuda.is_available():
+        print(
+            "This machine has no CUDA GPU, so nothing is timed (the same cells at a small size: minivllava bench --gpu "
+            f"--device cpu --preset demo). What one conversation about one clip needs at least, preset {preset}, bf16:"
+        )
+        return {name: f"{value:.3g}" for name, value in floor(config).items()}
+    return run_gpu_bench(config, device or "cuda")
 
 
 def _lines(rows) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from minivllava.cli.app import RUNS, Changes, Device, Preset, app
+from minivllava.cli.ask import load_model
 from minivllava.cli.results import print_results
 from minivllava.cli.score import JudgeModel, JudgeUrl, Workers, beside, judged_by, print_scores
 from minivllava.errors import ConfigError
@@ -59,8 +60,11 @@ def evaluate(
     """
     if (benchmark is None) != (root is None):
         raise ConfigError("--benchmark and --root belong together: name a benchmark and the folder of its files.")
-    if benchmark is None and (judge or limit or max_new_tokens or skip_broken):
-        raise ConfigError("--judge, --limit, --max-new-tokens and --skip-broken go with --benchmark.")
+    if benchmark is None and (judge or limit or max_new_tokens or skip_broken or temperature):
+        raise ConfigError(
+            "--judge, --limit, --temperature, --max-new-tokens and --skip-broken go with --benchmark: the world's "
+            "questions are answered greedily, all of them."
+        )
     if benchmark is not None:
         from minivllava.evaluation.answering import run_benchmark
         from minivllava.evaluation.benchmarks import benchmark as named_benchmark
@@ -78,10 +82,9 @@ def evaluate(
     from minivllava.config import override
     from minivllava.data.build import build_world, evaluation_only
     from minivllava.evaluation.evaluate import evaluate_world
-    from minivllava.models.checkpoint import load_vllava
     from minivllava.presets import preset as named_preset
 
-    model = load_vllava(checkpoint)  # before the world: a checkpoint that is not there is said at once
+    model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once
     world = build_world(evaluation_only(override(named_preset(preset), *change).world))
     out = out or checkpoint.with_name(checkpoint.name + "-evaluation.json")
     print_results(evaluate_world(model, world, out))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from minivllava.cli.app import PARTS, RUNS, Changes, Device, Preset, app
+from minivllava.cli.ask import load_model
 from minivllava.cli.results import print_results
 from minivllava.errors import ConfigError, DataError
 
@@ -72,7 +73,7 @@ def train(
     from minivllava.training.run import train_video_llava
 
     train_video_llava(recipe, folder, None if from_scratch else init or PARTS, device=device)
-    _evaluate_and_report(folder, recipe)
+    _evaluate_and_report(folder, recipe, device)
 
 
 def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
@@ -84,14 +85,13 @@ def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
     print(f"The tuned model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")
 
 
-def _evaluate_and_report(folder: Path, recipe):
+def _evaluate_and_report(folder: Path, recipe, device: str | None):
     from minivllava.data.build import build_world
     from minivllava.evaluation.evaluate import evaluate_world
-    from minivllava.models.checkpoint import load_vllava
     from minivllava.report import write_report
 
     world = build_world(recipe.world)
-    results = evaluate_world(load_vllava(folder / "model"), world, folder / "evaluation.json")
+    results = evaluate_world(load_model(str(folder / "model"), device, "float32"), world, folder / "evaluation.json")
     print_results(results)
     print(f"The report: {write_report(folder)}")
 
