@@ -15,6 +15,7 @@ from minivllava.chat import Conversation, answer_prompts
 from minivllava.config import ModelConfig, TrainingConfig, from_dict, to_dict
 from minivllava.data.dataset import load_records
 from minivllava.errors import CheckpointError, ConfigError
+from minivllava.models import memory
 from minivllava.models.backbones import (
     assemble,
     load_causal_lm,
@@ -81,6 +82,28 @@ def test_a_llama_becomes_our_decoder_and_others_stay_what_they_are(tmp_path):
     assert torch.allclose(ours.logits(ours(ours.embed(ids))), theirs.logits(theirs(theirs.embed(ids))), atol=1e-4)
     other, _ = load_language_model(write_language_model(tmp_path / "qwen", "Qwen2"))
     assert isinstance(other, PretrainedLanguageModel) and other.config.stop == (2, 7)
+
+
+def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = write_language_model(tmp_path, "Llama")
+    config = LlamaConfig.from_pretrained(folder, attention_bias=True)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    language, _ = load_language_model(folder)
+    assert isinstance(language, PretrainedLanguageModel)
+
+
+@pytest.mark.parametrize("kind", ("language", "tower"))
+def test_what_is_too_large_for_the_memory_is_refused_before_it_is_loaded(tmp_path, monkeypatch, kind):
+    write, load = {
+        "language": (lambda: write_language_model(tmp_path, "Qwen2"), load_causal_lm),
+        "tower": (lambda: write_tower(tmp_path), load_tower),
+    }[kind]
+    folder = write()
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    with pytest.raises(CheckpointError, match="1,000|free on cpu"):
+        load(folder)
 
 
 def test_models_that_are_no_decoders_are_refused(tmp_path):

@@ -12,12 +12,14 @@ from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind
 from minivllava.models.hub import Source
-from minivllava.models.huggingface import LLAMAS
+from minivllava.models.huggingface import LLAMAS, language_config
+from minivllava.models.memory import require_memory
 from minivllava.models.original import is_languagebind
 from minivllava.models.pretrained import PretrainedLanguageModel, check_interface, one_line
 from minivllava.models.projector import build_projector
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.models.weights import Weights
 
 # of a config, what says nothing about the model itself
 NOTES = (
@@ -32,18 +34,29 @@ TEXT_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_sc
 
 
 def load_language_model(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32):
-    """(language model, tokenizer) of a folder or hub id: a LLaMA (SmolLM2, Vicuna, Llama 3) becomes our decoder, any
-    other causal language model of `transformers` stays what it is, behind our decoder's interface.
+    """(language model, tokenizer) of a folder or hub id: a LLaMA (SmolLM2, Vicuna, Llama 3) becomes our decoder; one
+    that our decoder cannot be (biases, another width of heads or scaling of positions) and any other causal language
+    model of `transformers` stays what it is, behind our decoder's interface.
 
     Raises CheckpointError for what cannot be read, ConfigError for a model that does not fit the interface.
     """
     source = Source.find(path)
-    if "format" in source.card or source.card.get("model_type") in LLAMAS:
+    if "format" in source.card or _is_our_decoder(source.card):
         language, tokenizer = load_language(path, device, dtype)
         if tokenizer is None:
             raise CheckpointError(f"{source.folder} holds no tokenizer: copy tokenizer.json beside the model.")
         return language, tokenizer
     return load_causal_lm(path, device, dtype)
+
+
+def _is_our_decoder(card: dict) -> bool:
+    if card.get("model_type") not in LLAMAS:
+        return False
+    try:
+        language_config(card, "")
+    except CheckpointError:
+        return False
+    return True
 
 
 def load_causal_lm(
@@ -54,7 +67,7 @@ def load_causal_lm(
 
     source = Source.find(path)
     folder = source.weights_folder()
-    model = _read(AutoModelForCausalLM, folder, dtype=as_dtype(dtype)).to(device)
+    model = _read(AutoModelForCausalLM, folder, as_dtype(dtype), device)
     theirs = model.config.get_text_config()
     context = getattr(theirs, "max_position_embeddings", None)
     if not context:
@@ -101,14 +114,14 @@ def load_tower(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.
     kinds = {"clip": "CLIP", "clip_vision_model": "CLIP", "siglip": "Siglip", "siglip_vision_model": "Siglip"}
     if kind not in kinds:
         raise ConfigError(f"{folder / 'config.json'} describes a {kind!r}; a CLIP or SigLIP is needed here.")
-    model = _read(getattr(transformers, f"{kinds[kind]}VisionModel"), folder, dtype=as_dtype(dtype))
+    model = _read(getattr(transformers, f"{kinds[kind]}VisionModel"), folder, as_dtype(dtype), device)
     mean, std = (CLIP_MEAN, CLIP_STD) if kinds[kind] == "CLIP" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     file = folder / "preprocessor_config.json"
     if file.is_file():
         card = json.loads(file.read_text())
         mean, std = tuple(card.get("image_mean", mean)), tuple(card.get("image_std", std))
     config = VisionTowerConfig(tower=_card(model.config), mean=mean, std=std)
-    return VisionTower(config, model).to(device).eval()
+    return VisionTower(config, model).eval()
 
 
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
@@ -126,18 +139,22 @@ def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: 
     return model.eval()
 
 
-def _read(kind, folder: Path, **options) -> nn.Module:
-    """A model of `transformers`, all of it. Raises CheckpointError that names what is missing or does not fit."""
+def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
+    """A model of `transformers`, all of it. Raises CheckpointError that names what is missing or does not fit, and for
+    one that is too large for the memory, before any of it is loaded."""
+    stored = Weights(folder).entries
+    weights = sum(torch.Size(entry.shape).numel() for name, entry in stored.items() if not name.startswith(TEXT_PARTS))
+    require_memory(weights, dtype, device, folder)
     try:
-        model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
+        model, told = kind.from_pretrained(folder, output_loading_info=True, dtype=dtype)
     except Exception as error:  # of many types
         raise CheckpointError(f"{folder} cannot be read by transformers ({one_line(error)}): copy it again.") from error
     problems = [f"missing {key}" for key in told["missing_keys"]]
     problems += [f"{key[0]} has another shape" for key in told["mismatched_keys"]]
     problems += [f"unexpected {key}" for key in told["unexpected_keys"] if not key.startswith(TEXT_PARTS)]
     if problems:
-        raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems)[:8])}: copy it again.")
-    return model
+        raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems))}: copy it again.")
+    return model.to(device)
 
 
 def _card(config) -> dict:

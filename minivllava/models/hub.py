@@ -31,7 +31,8 @@ class Source:
         # a path whose first folder is there is a mistyped path, and nothing to ask the hub for
         if HUB_ID.fullmatch(text) and not path.exists() and not Path(path.parts[0]).exists():
             return cls(text, _download(text, SMALL_FILES), on_hub=True)
-        raise CheckpointError(f"{name} is no checkpoint folder: name the folder that holds config.json.")
+        hub = f" (The hub is not asked, since a folder {path.parts[0]} is here.)" if HUB_ID.fullmatch(text) else ""
+        raise CheckpointError(f"{name} is no checkpoint folder: name the folder that holds config.json.{hub}")
 
     @cached_property
     def card(self) -> dict:
