@@ -30,7 +30,7 @@ lab: $(VENV)/.lab ## install JupyterLab too and open the notebooks
 
 # A run of its own: the suite's settings (no display, caches in a temporary folder) are not a reader's.
 notebooks: $(VENV)/.test ## run every notebook and compare its outputs with the stored ones
-	$(if $(NOTEBOOKS),HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
+	$(if $(NOTEBOOKS),HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p tests.nbval_stderr \
 		--nbval --nbval-current-env --nbval-cell-timeout=300 \
 		--nbval-sanitize-with=tests/nbval_sanitize.cfg $(NOTEBOOKS),@echo "There are no notebooks yet.")
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from minivllava.assignments.notebook import HIDDEN, has_exercises, parts, read_notebook, replace_region, source
@@ -229,12 +230,23 @@ def test_make_compares_all_notebooks_strictly():
     makefile = (ROOT / "Makefile").read_text()
     recipe = makefile[makefile.index("\nnotebooks:") :].split("\n\n")[0]
     sanitize = f"--nbval-sanitize-with={SANITIZE.relative_to(ROOT)}"
-    for option in ("--nbval ", "--nbval-current-env", "--nbval-cell-timeout=", sanitize):
+    for option in ("-p tests.nbval_stderr ", "--nbval ", "--nbval-current-env", "--nbval-cell-timeout=", sanitize):
         assert option in recipe, option
     assert "--nbval-lax" not in makefile
     listed = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     (variable,) = re.findall(r"^NOTEBOOKS := (.*)$", listed, re.MULTILINE)
     assert sorted(variable.split()) == sorted(str(path.relative_to(ROOT)) for path in EVERY)
+
+
+def test_a_failed_cell_shows_its_stderr(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    code = "import sys\nprint('un' + 'heard', file=sys.stderr)"
+    notebook.cells = [nbformat.v4.new_code_cell(code, execution_count=1)]
+    nbformat.write(notebook, tmp_path / "loud.ipynb")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.nbval_stderr", "--nbval",
+               "--nbval-current-env", f"--rootdir={tmp_path}", str(tmp_path / "loud.ipynb")]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "unheard" in done.stdout, done.stdout
 
 
 # a change in the package turns a notebook red

@@ -4,8 +4,12 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; where colour
 too, for print. All sizes and colours are set on the artists themselves, so drawing changes no setting of matplotlib.
 """
 
+import logging
 import textwrap
 from typing import NamedTuple
+
+# It tells on stderr how its cache of fonts fares, below whichever figure is drawn first.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
 VERMILLION, PURPLE = "#D55E00", "#CC79A7"
