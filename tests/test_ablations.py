@@ -456,6 +456,17 @@ def test_processes_share_a_grid_and_find_the_same_numbers(settings, folder, tmp_
         assert (alone["metrics"], alone["logs"]) == (found[2][key]["metrics"], found[2][key]["logs"])
 
 
+def test_a_helper_makes_the_world_that_its_cell_needs(settings, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    parts = Parts(folder, tmp_path / "store", "cpu", progress=False)
+    (cell,) = grid({"a": changed(settings, "image_encoder=mae")}, 1, parts.fingerprint)
+    threads = torch.get_num_threads()
+    (helper,) = runner_module._start_helpers(1, [cell], parts)
+    helper.join()
+    torch.set_num_threads(threads)
+    assert helper.exitcode == 0 and runner_module.read_cell(parts.store, cell.key)
+
+
 def test_ranks_of_a_launcher_work_for_themselves(monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -15,6 +15,8 @@ the others.
 import json
 import multiprocessing
 import os
+import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,13 +123,15 @@ def _start_helpers(count: int, todo: list[Cell], parts: Parts) -> list:
     torch.set_num_threads(threads)
     context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
     arguments = (threads, todo, parts.folder, parts.store, parts.options["device"])
-    helpers = [context.Process(target=_help, args=(n, *arguments), daemon=True) for n in range(1, count + 1)]
+    # not daemons, which could not make a world: that takes processes of their own
+    helpers = [context.Process(target=_help, args=(n, *arguments)) for n in range(1, count + 1)]
     for helper in helpers:
         helper.start()
     return helpers
 
 
 def _help(number: int, threads: int, todo: list[Cell], folder: Path, store: Path, device: str | None):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that processes of its own end with it
     if device != "cpu":
         _keep_to_one_gpu(number)
     torch.set_num_threads(threads)
