@@ -168,6 +168,8 @@ def page(results: dict) -> str:
     for arm in results["arms"]:
         lines.append(f"| **{arm['label']}** | {' | '.join(score(arm['metrics'][m]) for m in metrics)} |")
         for view, scores in arm["baselines"].items():
+            if not any(scores.values()):
+                continue
             lines.append(f"| {arm['label']}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
     counts = ", ".join(f"{count} {name}" for name, count in cells[0]["n"].items())
     lines += [
