@@ -19,7 +19,14 @@ from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import measured_rate, plan_study
 from minivllava.ablations.questions import write_answers
 from minivllava.ablations.records import Data, DepthData, scaled_steps
-from minivllava.ablations.results import finished_cells, is_current, summarise, whole_seeds, write_results
+from minivllava.ablations.results import (
+    finished_cells,
+    is_current,
+    shared_cells,
+    summarise,
+    whole_seeds,
+    write_results,
+)
 from minivllava.ablations.runner import grid, run_grid, stand_alone
 from minivllava.ablations.settings import Mixture, Settings, base_settings, cell_key, changed
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
@@ -512,6 +519,17 @@ def test_results_show_every_seed_and_verdict(name, settings, tmp_path):
     assert all(f"[{name}]({name}.md)" in answers.splitlines()[5 + number] for number in study.questions)
     assert finished_cells(tmp_path / f"{name}.json").keys() == found.keys()
     assert whole_seeds(study.settings(base_settings("tiny")), "w", finished_cells(tmp_path / f"{name}.json")) == 3
+
+
+def test_studies_read_each_others_cells(tmp_path):
+    start = base_settings("tiny")
+    study = load_study("alignment")
+    write_results(summarise(study, "tiny", *made_up(study, start, 2)), tmp_path)
+    (tmp_path / "bench-cpu.json").write_text("{}")  # of another kind: not a study's results
+    shared = shared_cells(tmp_path)
+    base = cell_key(load_study("layer").settings(start)["second-last"], 1, "w")
+    assert base in shared, "the base arm of another study is one of these cells"
+    assert shared.keys() == finished_cells(tmp_path / "alignment.json").keys()
 
 
 def test_a_seed_that_is_missing_is_told_and_never_dropped(settings):

@@ -15,7 +15,7 @@ from minivllava.ablations.parts import Parts
 from minivllava.ablations.runner import Cell, grid
 from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
-from minivllava.ablations.study import METRICS, Claim, Study, load_study
+from minivllava.ablations.study import METRICS, Claim, Study, load_study, study_names
 from minivllava.errors import DataError
 from minivllava.provenance import environment
 
@@ -109,6 +109,11 @@ def finished_cells(file: Path) -> dict[str, dict]:
         return {cell["key"]: cell for cell in json.loads(file.read_text())["cells"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is no results file ({error!r}): move it away, or give another --out.") from error
+
+
+def shared_cells(folder: Path) -> dict[str, dict]:
+    """The cells of all studies whose results lie in a folder, by key: studies share cells, such as the base arm's."""
+    return {key: cell for name in study_names() for key, cell in finished_cells(folder / f"{name}.json").items()}
 
 
 def whole_seeds(arms: dict[str, Settings], weights: str, known: dict[str, dict]) -> int:

@@ -69,18 +69,20 @@ def ablate(
 
 def _run(study, settings, preset: str, seeds: int, parts, out: Path, processes: int | None, quiet: bool):
     from minivllava.ablations.questions import write_answers
-    from minivllava.ablations.results import finished_cells, summarise, whole_seeds, write_results
+    from minivllava.ablations.results import finished_cells, shared_cells, summarise, whole_seeds, write_results
     from minivllava.ablations.runner import grid, run_grid
 
     arms = study.settings(settings)
-    known = finished_cells(out / f"{study.name}.json")
-    seeds = max(seeds, whole_seeds(arms, parts.fingerprint, known))  # what was shown before is not dropped
+    before = finished_cells(out / f"{study.name}.json")
+    known = shared_cells(out) | before
+    seeds = max(seeds, whole_seeds(arms, parts.fingerprint, before))  # what was shown before is not dropped
     cells = grid(arms, seeds, parts.fingerprint)
-    read = sum(key in known for key in {cell.key for cell in cells})
-    if known and not read and not quiet:
+    keys = {cell.key for cell in cells}
+    read = len(keys & known.keys())
+    if before and not keys & before.keys() and not quiet:
         print(f"{study.name}: {out / study.name}.json has other settings or parts than today's and will be replaced.")
     if read and not quiet:
-        print(f"{study.name}: {read} finished cells are read from {out / study.name}.json; --out elsewhere runs them.")
+        print(f"{study.name}: {read} finished cells are read from the results in {out}; --out elsewhere runs them.")
     if processes is None:
         processes = seeds if parts.device.type == "cuda" else 1
     found = run_grid(cells, parts, processes, known)
@@ -140,13 +142,13 @@ def _print_plans(studies: list, settings, seeds: int, parts, out: Path):
     from rich.table import Table
 
     from minivllava.ablations.plan import measured_rate, plan_study
-    from minivllava.ablations.results import finished_cells
+    from minivllava.ablations.results import finished_cells, shared_cells
 
     console = _console()
     rate = measured_rate(settings.model.language, parts.device)
     total, counted = 0.0, set()
     for study in studies:
-        known = finished_cells(out / f"{study.name}.json")
+        known = shared_cells(out) | finished_cells(out / f"{study.name}.json")
         plan = plan_study(study, settings, seeds, parts, rate, known, counted)
         total += plan.minutes
         shown = Table("arm", "steps", "cells", "finished", "minutes a cell", "GiB", title_justify="left",
