@@ -17,13 +17,16 @@ from tiny import square, tiny_vllava
 from minivllava import cli
 from minivllava.config import LanguageConfig
 from minivllava.data.media import write_image, write_video
-from minivllava.errors import DataError, JudgeError, MediaError
+from minivllava.errors import ContextLengthError, DataError, JudgeError, MediaError
 from minivllava.evaluation import answering
 from minivllava.evaluation.benchmarks import BENCHMARKS, benchmark, judge, open_ended, video_qa
 from minivllava.evaluation.benchmarks.judge import Case, Judge, judged
 from minivllava.evaluation.predictions import Problems, open_log, read_log, read_rows
 
 # the judge
+
+
+CUT = "breaks off before its length"
 
 
 @pytest.fixture
@@ -40,6 +43,8 @@ def endpoint(monkeypatch):
             reply = reply(body) if callable(reply) else reply
             answer = json.dumps({"model": "judge-0613", "choices": [{"message": {"content": reply}}]}).encode()
             self.send_response(reply if isinstance(reply, int) else 200)
+            if reply == CUT:
+                self.send_header("Content-Length", str(len(answer) + 1))
             self.end_headers()
             self.wfile.write(b"no" if isinstance(reply, int) else answer)
 
@@ -135,6 +140,9 @@ def test_endpoints_that_are_busy_refuse_or_are_not_there(endpoint, tmp_path):
     cases = [Case("x", {"question": "q", "answer": "a", "pred": "p"})]
     endpoint.replies = [429, 503, "{'pred': 'yes', 'score': 4}"]
     assert judged(cases, video_qa.VIDEO_CHATGPT, judge_at(endpoint, tmp_path))[0]["x"]["score"] == 4
+    endpoint.replies = [CUT, "{'pred': 'yes', 'score': 3}"]
+    other = Judge("m", tmp_path / "cut", endpoint.url, progress=False)
+    assert judged(cases, video_qa.VIDEO_CHATGPT, other)[0]["x"]["score"] == 3, "asked again, as where it is busy"
     for replies, words in (([401], "refuses .HTTP 401"), ([500], "does not answer .HTTP 500")):
         endpoint.replies = replies
         with pytest.raises(JudgeError, match=words):
@@ -274,6 +282,14 @@ def test_mmbenchs_submission_is_a_spreadsheet(model, tmp_path):
     assert [row[0] for row in rows[1:]] == [5, 6, 1000005]
 
 
+def test_a_spreadsheet_holds_no_control_characters(model, tmp_path, monkeypatch):
+    openpyxl = pytest.importorskip("openpyxl")
+    monkeypatch.setattr(answering.Answerer, "__call__", lambda self, asked, **_: ["B\x00\x0b."] * len(asked))
+    run(model, "mmbench", root_of("mmbench", tmp_path), tmp_path / "out")
+    rows = list(openpyxl.load_workbook(tmp_path / "out/submission.xlsx").active.values)
+    assert [row[-1] for row in rows[1:]] == ["B."] * 3
+
+
 def test_a_stopped_run_goes_on(model, tmp_path, monkeypatch):
     root, out = root_of("pope", tmp_path), tmp_path / "out"
     answer, asked = answering.Answerer.__call__, []
@@ -356,6 +372,20 @@ def test_broken_media_are_left_out_by_wish_and_counted(model, tmp_path):
     assert (results["answered"], results["n"], len(results["left_out"])) == (2, 2, 2)
     write_video(root / "videos/cat.mp4", clip("red"))
     assert run(model, "msvd-qa", root, out, skip_broken=True)["answered"] == 4, "mended files are asked about"
+
+
+def test_a_question_too_long_for_the_model_is_left_out_by_wish_and_listed(model, tmp_path):
+    root, out = root_of("gqa", tmp_path), tmp_path / "out"
+    file = root / "data/testdev_balanced_questions.json"
+    rows = json.loads(file.read_text())
+    first = next(iter(rows))
+    rows[first]["question"] = "is it red " * 200
+    file.write_text(json.dumps(rows))
+    with pytest.raises(ContextLengthError):
+        run(model, "gqa", root, out)
+    results = run(model, "gqa", root, out, skip_broken=True)
+    assert results["answered"] == len(rows) - 1
+    assert ["is it red" in reason and "512" in reason for reason in results["left_out"]] == [True]
 
 
 def test_a_limited_run_is_scored_on_what_it_asked(model, tmp_path):

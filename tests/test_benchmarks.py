@@ -155,6 +155,16 @@ def test_real_activitynet_files(tmp_path):
     assert (asked[0].prompt, asked[0].key) == ("is the athlete wearing trousers", "v_1QIUV7WYKXg_3")
 
 
+@pytest.mark.parametrize("folder", ["videos", "videos/all", "mp4", "all_test"])
+def test_clips_are_found_where_the_originals_scripts_look(tmp_path, folder):
+    shutil.copy(FILES / "video_qa/test_q.json", tmp_path)
+    (tmp_path / folder).mkdir(parents=True)
+    for name in ("cat.mp4", "dog.avi"):
+        (tmp_path / folder / name).touch()
+    clips = [question.media[1] for question in video_qa.questions(tmp_path)]
+    assert set(clips) == {tmp_path / folder / "cat.mp4", tmp_path / folder / "dog.avi"}
+
+
 # POPE
 
 
@@ -343,6 +353,13 @@ def test_mmbench_with_llavas_rounds(tmp_path):
     assert result["metrics"] == {"circular accuracy": 50, "vanilla accuracy": 100}
     with pytest.raises(DataError, match="no answer to round 2 of 6"):
         scored("mmbench", "mmbench/mmbench_dev_20230712.tsv", written(tmp_path / "a.jsonl", rows[:4] + rows[5:]))
+
+
+def test_fields_of_a_table_may_hold_line_breaks_that_end_no_line(tmp_path):
+    (tmp_path / "t.tsv").write_text('index\tquestion\n1\twhat\u2028is it\x0b?\n2\t"and\nthis?"\n3\tlast\n')
+    rows = read_rows(tmp_path / "t.tsv", Problems())
+    assert [row.values["question"] for row in rows] == ["what\u2028is it\x0b?", "and\nthis?", "last"]
+    assert [row.where for row in rows] == [f"{tmp_path}/t.tsv:{line}" for line in (2, 3, 5)]
 
 
 def test_mmbench_prompts_and_pictures():

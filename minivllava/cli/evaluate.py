@@ -43,8 +43,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="For temperatures above 0.", rich_help_panel=BENCHMARK)] = 0,
     skip_broken: Annotated[
         bool,
-        typer.Option("--skip-broken", help="Leave out questions with missing or broken media.",
-                     rich_help_panel=BENCHMARK),
+        typer.Option("--skip-broken", help="Leave out questions that are too long, or whose media is missing or "
+                     "broken.", rich_help_panel=BENCHMARK),
     ] = False,
     judge: JudgeModel = None,
     judge_url: JudgeUrl = "",

@@ -28,7 +28,7 @@ from minivllava.chat import answer_prompts
 from minivllava.config import ModelConfig
 from minivllava.data.conversation import encode_conversation, placeholders, template
 from minivllava.data.dataset import load_pixels
-from minivllava.errors import DataError, MediaError
+from minivllava.errors import ContextLengthError, DataError, MediaError
 from minivllava.evaluation.benchmarks import JUDGED, Benchmark
 from minivllava.evaluation.benchmarks.judge import Judge
 from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log, replacing, write_json
@@ -117,7 +117,8 @@ def run_benchmark(
 
     The same call continues a run that was stopped; of several processes (RANK, WORLD_SIZE) each takes its share,
     and the first one checks, merges and scores. limit: only the first so many questions. skip_broken: questions
-    whose picture or clip is missing or broken are left out, and counted in the results.
+    whose picture or clip is missing or broken, or that are too long for the model, are left out, and listed in the
+    results.
 
     Returns what results.json holds (in every process but the first an empty dict). Raises MediaError with the list
     of missing files before the model is loaded, and whatever reading the files raises.
@@ -221,21 +222,21 @@ def _answer_all(answerer, questions, benchmark: Benchmark, part: Path, batch_siz
             asked = [Asked(q.prompt, [q.media] if q.media else []) for q in batch]
             try:
                 replies = answerer(asked)
-            except MediaError:
+            except (MediaError, ContextLengthError):
                 if not skip_broken:
                     raise
                 replies = [_one(answerer, question) for question in asked]
             for question, reply in zip(batch, replies, strict=True):
                 line = {"key": question.key}
-                line |= {"broken": str(reply)} if isinstance(reply, MediaError) else {"answer": reply}
+                line |= {"answer": reply} if isinstance(reply, str) else {"broken": str(reply)}
                 log.write(json.dumps(line, ensure_ascii=False) + "\n")
             bar.update(len(batch))
 
 
-def _one(answerer: Answerer, question: Asked) -> str | MediaError:
+def _one(answerer: Answerer, question: Asked) -> str | MediaError | ContextLengthError:
     try:
         return answerer([question])[0]
-    except MediaError as error:
+    except (MediaError, ContextLengthError) as error:
         return error
 
 
@@ -285,11 +286,12 @@ def _submit(benchmark: Benchmark, root: Path, out: Path, answers: dict[str, str]
         return str(out / "submission.json")
     try:
         import openpyxl
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError:
         return "not written: its server wants a spreadsheet; pip install 'minivllava[eval]', then run this again"
     book = openpyxl.Workbook()
     book.active.append(list(content[0]))
-    for row in content:
-        book.active.append(list(row.values()))
+    for row in content:  # control characters, which a model may write, are no part of a spreadsheet
+        book.active.append([ILLEGAL_CHARACTERS_RE.sub("", v) if isinstance(v, str) else v for v in row.values()])
     book.save(out / "submission.xlsx")
     return str(out / "submission.xlsx")

@@ -5,6 +5,7 @@ missing or belong to no question) is collected in `Problems` and reported at onc
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -65,7 +66,7 @@ class Problems:
             more = f"\n  and {len(self.found) - SHOWN:,} more" if len(self.found) > SHOWN else ""
             raise DataError(
                 f"{len(self.found):,} problem(s) in the files:\n  {listed}{more}\n"
-                "Mend them, or score what is there with --keep-going (missing answers then count as wrong)."
+                "Mend them; `minivllava score --keep-going` scores what is there (missing answers then count as wrong)."
             )
 
 
@@ -127,8 +128,8 @@ def read_json(path: str | Path):
 def _read_table(path: Path) -> list[Row]:
     """Rows of a tab- or comma-separated table with a header; quoted fields may hold line breaks."""
     csv.field_size_limit(2**31 - 1)  # pictures in base64 pass the usual 128 KiB
-    lines = read_text(path).splitlines(keepends=True)
-    reader = csv.DictReader(iter(lines), delimiter="\t" if path.suffix == ".tsv" else ",")
+    lines = io.StringIO(read_text(path))  # not splitlines: fields may hold other line breaks
+    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
     rows, line = [], 2
     for values in reader:
         if None in values or None in values.values():

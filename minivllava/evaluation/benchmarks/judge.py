@@ -153,7 +153,8 @@ def _ask(case: Case, protocol: Protocol, judge: Judge) -> dict:
 
 def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str]:
     """(reply, the model's full name as the endpoint gives it)."""
-    import urllib.error  # here, since it takes as long to import as scoring a file does
+    import http.client  # here, since these take as long to import as scoring a file does
+    import urllib.error
     import urllib.request
 
     body = {"model": judge.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
@@ -174,11 +175,11 @@ def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str
                 raise JudgeError(
                     f"{judge.endpoint} refuses ({reason}: {detail}): check --judge, --judge-url and $OPENAI_API_KEY."
                 ) from error
-        except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise JudgeError(
                 f"{judge.endpoint} does not reply as /chat/completions should ({error!r}): check --judge-url."
             ) from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:  # the latter: a reply that was cut off
             reason = getattr(error, "reason", error)
             if isinstance(reason, ConnectionRefusedError | socket.gaierror):
                 raise JudgeError(f"{judge.endpoint} cannot be reached ({reason}): check --judge-url.") from error

@@ -3,6 +3,7 @@
     ROOT/test_q.json    [{"video_name", "question", "question_id"}, ...]
     ROOT/test_a.json    [{"answer", "question_id", (ActivityNet) "type"}, ...]
     ROOT/videos/NAME.mp4 (.avi .mov .mkv .webm); ActivityNet's files are called v_NAME.mp4
+    ROOT/{videos/all,mp4,all_test}/    where the original's scripts look for those of MSRVTT, TGIF and ActivityNet
 
 Answers are joined by question id. The original zips both files by index, and with several processes it chunked
 the questions but not the answers, so that most were compared with another question's answer.
@@ -22,6 +23,7 @@ from minivllava.evaluation.benchmarks.judge import Case, Judge, Protocol, judged
 from minivllava.evaluation.metrics import mean_interval, percent, vqa_normalised, wilson
 from minivllava.evaluation.predictions import Problems, Question, Row, by_id, join, need, read_rows, text_of
 
+FOLDERS = ("videos", "videos/all", "mp4", "all_test")
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 PREDICTED = ("pred", "prediction", "text")
 # ActivityNet-QA's question types (github MILVLG/activitynet-qa)
@@ -35,20 +37,22 @@ def questions(root: Path, prefix: str = "") -> list[Question]:
     """
     problems = Problems()
     rows = by_id(read_rows(need(root, "test_q.json"), problems), problems)
+    folders = [root / name for name in FOLDERS if (root / name).is_dir()] or [root / FOLDERS[0]]
     found = []
     for name, row in rows.items():
         question = text_of(row, problems, ("question",))
         video = text_of(row, problems, ("video_name", "video"))
         if question is not None and video is not None:
             identity = {"id": row.values.get("question_id", name), "question": question}
-            found.append(Question(name, question, ("video", _clip(root / "videos", prefix + video)), identity))
+            found.append(Question(name, question, ("video", _clip(folders, prefix + video)), identity))
     problems.check()
     return found
 
 
-def _clip(folder: Path, name: str) -> Path:
-    candidates = [folder / name] if Path(name).suffix.lower() in SUFFIXES else []
-    candidates += [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+def _clip(folders: list[Path], name: str) -> Path:
+    names = [name] if Path(name).suffix.lower() in SUFFIXES else []
+    names += [f"{name}{suffix}" for suffix in SUFFIXES]
+    candidates = [folder / name for folder in folders for name in names]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
