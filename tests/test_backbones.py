@@ -14,6 +14,7 @@ from torch import nn
 from minivllava.chat import Conversation, answer_prompts
 from minivllava.config import ModelConfig, TrainingConfig, from_dict, to_dict
 from minivllava.data.dataset import load_records
+from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models import memory
 from minivllava.models.backbones import (
@@ -128,6 +129,33 @@ def test_what_is_missing_is_named(tmp_path):
         load_causal_lm(folder)
     with pytest.raises(ConfigError, match="'qwen2'.*CLIP or SigLIP"):
         load_encoder(folder, "image")
+
+
+def test_what_is_misshapen_is_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_language_model(tmp_path, "Qwen2")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(31)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model.norm.weight is \(31,\), not \(32,\)"):
+        load_causal_lm(folder)
+
+
+def test_code_that_comes_with_a_model_is_never_run_and_never_asked_about(tmp_path, monkeypatch):
+    folder = write_language_model(tmp_path / "model", "Qwen2")
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: ...\n")
+    card = json.loads((folder / "config.json").read_text())
+    card |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}}
+    (folder / "config.json").write_text(json.dumps(card))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(CheckpointError, match="cannot be read by transformers"):
+        load_causal_lm(folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer that can be read"):
+        Tokenizer.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 # vision towers

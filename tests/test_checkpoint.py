@@ -224,6 +224,16 @@ def test_weights_of_another_config(copy, saved):
     refused(copy, "unexpected language_model.layers.1")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_not_taken_for_others(copy, dtype):
+    """Of the right shape, but their scales would be missing."""
+    weights = load_tensors(copy / "model.safetensors")
+    name = "language_model.layers.0.mlp.up.weight"
+    save_tensors(weights | {name: weights[name].to(dtype)}, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name} is quantised"):
+        load_vllava(copy)
+
+
 def test_a_tokenizer_of_another_vocabulary(copy, saved):
     config = to_dict(saved[1].config)
     size = len(saved[1].tokenizer) - 8

@@ -600,6 +600,18 @@ def test_what_the_port_cannot_be(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_what_cannot_be_converted_is_said_before_its_weights_are_read(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    refused(lambda folder: convert(folder, tmp_path / "out"), tmp_path / "x", "config.json", "'qwen2_vl'", "converted")
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    refused(lambda folder: convert(folder, out), GOLDEN / "LanguageBind_Image", str(out), "cannot be written")
+
+
 def test_convert_on_the_command_line(tmp_path, capsys):
     from typer.testing import CliRunner
 

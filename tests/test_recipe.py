@@ -1,7 +1,9 @@
 """Recipes: both stages on records as the original's files have them, from published-looking parts."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from minivllava.data.dataset import Conversations, load_records
 from minivllava.data.media import write_image, write_video
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
+from minivllava.models.language import DecoderLayer
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.training import recipe as recipe_module
 from minivllava.training.plan import plan_recipe
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
 from minivllava.training.run import Run
@@ -114,6 +118,12 @@ def test_the_shipped_recipes_are_whole():
     assert (tuned.lora_rank, tuned.learning_rate, tuned.lora_dropout) == (128, 2e-4, 0.0)
     with pytest.raises(ConfigError, match="no recipe 'huge'.*paper, smol"):
         read_recipe("huge")
+
+
+def test_only_what_every_batch_runs_is_gathered_layer_by_layer():
+    """A part of a batch without clips does not run the video encoder: its layers must not wait for other processes."""
+    sharding = Path(recipe_module.__file__).with_name("fsdp.yaml").read_text()
+    assert re.findall(r"cls_to_wrap: (.*)", sharding) == [DecoderLayer.__name__]
 
 
 @pytest.mark.parametrize(

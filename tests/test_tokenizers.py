@@ -171,6 +171,13 @@ def test_folders_without_a_tokenizer(tmp_path):
         Tokenizer.from_pretrained(tmp_path)
 
 
+def test_a_config_alone_makes_no_tokenizer(tmp_path):
+    """`transformers` makes one without a vocabulary of it, which reads every text as nothing."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(CheckpointError, match="no vocabulary"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
 # SentencePiece: Vicuna
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import grid_costs
-from minivllava.bench.peers import compare
+from minivllava.bench.peers import comparable, compare
 from minivllava.data.build import WorldConfig, build_world
 from minivllava.data.dataset import load_records
 from minivllava.models.checkpoint import load_vllava
@@ -25,6 +25,9 @@ def run_bench(checkpoint: str | Path, steps: int = 30, peer: bool = True) -> dic
     peer: also `rows`, of the same weights and inputs through `transformers` (see `peers.compare`), and how far its
     logits are from ours.
     """
+    model = load_vllava(checkpoint)  # what cannot be read, or has no peer, is said before the world is made
+    if peer:
+        comparable(model)
     world = build_world(WorldConfig(
         images=256, clips=128, align_images=0, align_clips=0, text_documents=0, validation=0, test=4, compositional=0
     ))  # fmt: skip
@@ -43,7 +46,7 @@ def run_bench(checkpoint: str | Path, steps: int = 30, peer: bool = True) -> dic
         figures |= grid_costs("tiny", Parts(parts, "runs/ablations", progress=False))
     figures["peak memory of this process, GiB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     if peer:
-        compared = compare(load_vllava(checkpoint))
+        compared = compare(model)
         figures["transformers: largest difference of a logit"] = f"{compared['difference']['logits']:.1e}"
         figures["transformers: same greedy tokens"] = compared["difference"]["same tokens"]
         figures["rows"] = compared["rows"]

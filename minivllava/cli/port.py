@@ -30,14 +30,15 @@ def port(
 
     from minivllava.config import override
     from minivllava.data.build import build_world, evaluation_only
-    from minivllava.evaluation.port import WITH, WITHOUT, port_study
+    from minivllava.evaluation.port import WITH, WITHOUT, port_study, views
     from minivllava.evaluation.predictions import write_json
     from minivllava.figures.port import port_lost
     from minivllava.presets import preset as named_preset
 
+    model = load_model(checkpoint, device, dtype)
+    views(model)  # a model that has nothing to lose is refused before the world is made
     world = evaluation_only(override(named_preset(preset), *change).world)
     world = build_world(replace(world, images=0, clips=0, compositional=0))
-    model = load_model(checkpoint, device, dtype)
     results = port_study(model, world, limit, clips)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "port.json", results)

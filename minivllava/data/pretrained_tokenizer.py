@@ -29,6 +29,8 @@ class PretrainedTokenizer(Tokenizer):
         self.eos = tokenizer.eos_token_id
         if self.eos is None:
             raise CheckpointError("The tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json.")
+        if not tokenizer("a", add_special_tokens=False).input_ids:  # transformers makes one out of a config.json alone
+            raise CheckpointError("The tokenizer has no vocabulary: copy tokenizer.json beside the model.")
         begins = tokenizer("").input_ids[:1]
         self.bos = tokenizer.bos_token_id if begins == [tokenizer.bos_token_id] else None
         candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, self.eos)
@@ -53,7 +55,7 @@ class PretrainedTokenizer(Tokenizer):
                 # AutoTokenizer would choose by the *model's* type, which Video-LLaVA's config.json calls "llava", and
                 # lose the leading space. A config that does not say so means the old handling, as in 2023.
                 return cls(LlamaTokenizer.from_pretrained(folder, legacy=card.get("legacy", True)))
-            return cls(AutoTokenizer.from_pretrained(folder))
+            return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         except ImportError as error:
             raise CheckpointError(
                 f"{folder / 'tokenizer.model'} needs packages that are not here: pip install 'minivllava[gpu]'."

@@ -146,11 +146,13 @@ def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
     weights = sum(torch.Size(entry.shape).numel() for name, entry in stored.items() if not name.startswith(TEXT_PARTS))
     require_memory(weights, dtype, device, folder)
     try:
-        model, told = kind.from_pretrained(folder, output_loading_info=True, dtype=dtype)
+        model, told = kind.from_pretrained(
+            folder, output_loading_info=True, dtype=dtype, trust_remote_code=False, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # of many types
         raise CheckpointError(f"{folder} cannot be read by transformers ({one_line(error)}): copy it again.") from error
     problems = [f"missing {key}" for key in told["missing_keys"]]
-    problems += [f"{key[0]} has another shape" for key in told["mismatched_keys"]]
+    problems += [f"{key} is {tuple(is_)}, not {tuple(wanted)}" for key, is_, wanted in told["mismatched_keys"]]
     problems += [f"unexpected {key}" for key in told["unexpected_keys"] if not key.startswith(TEXT_PARTS)]
     if problems:
         raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems))}: copy it again.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
@@ -50,18 +51,21 @@ def convert(
     if Path(out).exists():
         raise ConfigError(f"{out} is there already: name a new folder, or delete that one.")
     found = Source.find(source)
-    numbers = as_dtype(dtype) if dtype else stored_dtype(found)
-    kind = _kind(found.card)
+    kind = _kind(found)
     if kind != "video-llava" and (layout != "minivllava" or options):
         raise ConfigError(f"{source} is a {kind} checkpoint: only a whole Video-LLaVA has that layout or option.")
+    numbers = as_dtype(dtype) if dtype else stored_dtype(found)
     if kind == "video-llava":
         model = load_vllava(source, dtype=numbers, **options)
         tokenizer = model.tokenizer
     else:
         model, tokenizer = (load_languagebind if kind == "languagebind" else load_language)(source, dtype=numbers)
-    if layout == "huggingface":
-        return save_port(model, out, lossy=lossy)
-    save_model(model, out, kind, tokenizer=tokenizer, notes={"converted_from": str(source)})
+    try:
+        if layout == "huggingface":
+            return save_port(model, out, lossy=lossy)
+        save_model(model, out, kind, tokenizer=tokenizer, notes={"converted_from": str(source)})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out} cannot be written ({error}): name another folder, or make room.") from error
     return Report(kind, len(model.state_dict()))
 
 
@@ -74,12 +78,21 @@ def stored_dtype(source: Source) -> torch.dtype:
     return max(sizes, key=sizes.get, default=torch.float32)
 
 
-def _kind(card: dict) -> str:
+def _kind(source: Source) -> str:
+    """What a checkpoint is, by its config.json alone. Raises CheckpointError for what nothing here reads."""
+    card, model_type = source.card, source.card.get("model_type")
     if "kind" in card:
         return card["kind"]
     if is_languagebind(card):
         return "languagebind"
-    return "language" if card.get("model_type") in huggingface.LLAMAS else "video-llava"
+    if model_type in huggingface.LLAMAS:
+        return "language"
+    if model_type in ("llava", "video_llava"):
+        return "video-llava"
+    raise CheckpointError(
+        f"{source.folder / 'config.json'} describes a {model_type!r} checkpoint, and none that can be converted: a "
+        "Video-LLaVA, a LanguageBind, or a language model of LLaMA's kind."
+    )
 
 
 def losses(config: ModelConfig) -> list[str]:

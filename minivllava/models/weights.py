@@ -33,7 +33,7 @@ class Entry:
     file: Path
     name: str  # in the file
     shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None: no floating point
+    dtype: torch.dtype | None  # None: integers, float8
 
 
 class Weights:
@@ -176,7 +176,8 @@ def _entries(file: Path, aliases: dict[str, str]) -> list[Entry]:
     if file.suffix == ".bin":
         tensors = _load_bin(file)
         return [
-            Entry(file, name, tuple(t.shape), t.dtype if t.is_floating_point() else None) for name, t in tensors.items()
+            Entry(file, name, tuple(t.shape), t.dtype if t.dtype in SAFETENSORS_DTYPES.values() else None)
+            for name, t in tensors.items()
         ]
     try:
         with safe_open(file, framework="pt") as opened:
@@ -235,6 +236,8 @@ def _check(part: Part, expected: dict[str, tuple], tied: dict[str, str]):
     for ours, name in part.names.items():
         if name in stored and stored[name].shape != expected[ours]:
             problems.append(f"{stored[name].name} is {stored[name].shape}, not {expected[ours]}")
+        if name in stored and stored[name].dtype is None and name.endswith(".weight"):
+            problems.append(f"{stored[name].name} is quantised, and full precision is needed")
     for ours, (down, up) in part.lora.items():
         if down in stored and up in stored:
             rank = part.lora_rank
