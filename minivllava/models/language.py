@@ -87,12 +87,16 @@ class KVCache:
 
     keys: Tensor  # (layer, b, k, s, e)
     values: Tensor
+    angles: tuple[Tensor, Tensor]  # cos and sin of every position, (s, e) each
     used: int = 0  # positions 0 .. used - 1 may hold something; attention reads no further
 
     @classmethod
     def empty(cls, config: LanguageConfig, batch: int, size: int, like: Tensor) -> "KVCache":
-        shape = (config.layers, batch, config.kv_heads, size, config.width // config.heads)
-        return cls(like.new_zeros(shape), like.new_zeros(shape))
+        head_width = config.width // config.heads
+        shape = (config.layers, batch, config.kv_heads, size, head_width)
+        positions = torch.arange(size, device=like.device)[None]
+        angles = rotary_angles(positions, head_width, config.rope_theta, config.rope_scaling)
+        return cls(like.new_zeros(shape), like.new_zeros(shape), tuple(table.to(like)[0, 0] for table in angles))
 
     @property
     def size(self) -> int:
@@ -101,7 +105,13 @@ class KVCache:
     def first(self, size: int) -> "KVCache":
         """The same memory up to position size - 1, read as a whole: every step then has the same shapes, and nobody
         has to ask the device how far the cache is filled."""
-        return KVCache(self.keys[:, :, :, :size], self.values[:, :, :, :size], used=size)
+        return KVCache(self.keys[:, :, :, :size], self.values[:, :, :, :size], self.angles, used=size)
+
+    def angles_at(self, positions: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions (b, s), or of 0 .. length - 1, for `rotate`: (b or 1, 1, s, e) each, looked up."""
+        if positions is None:
+            return tuple(table[None, None, :length] for table in self.angles)
+        return tuple(table[positions[:, None]] for table in self.angles)
 
     def begin(self, positions: Tensor | None, length: int) -> list[LayerCache]:
         """Each layer's share, for new positions (b, s); None: `length` of them from 0 on, as if it was empty."""
@@ -262,12 +272,16 @@ class LanguageModel(nn.Module):
         (b, k, s, s). compiled: runs layers that torch.compile has made, one for all of the same shapes.
         """
         length = embeddings.shape[1]
-        caches = cache.begin(positions, length) if cache is not None else [None] * len(self.layers)
-        if positions is None:
-            positions = torch.arange(length, device=embeddings.device)[None]
-        head_width = self.config.width // self.config.heads
-        angles = rotary_angles(positions, head_width, self.config.rope_theta, self.config.rope_scaling)
-        cos, sin = (values.to(embeddings.dtype) for values in angles)
+        if cache is not None:
+            caches = cache.begin(positions, length)
+            cos, sin = cache.angles_at(positions, length)
+        else:
+            caches = [None] * len(self.layers)
+            if positions is None:
+                positions = torch.arange(length, device=embeddings.device)[None]
+            head_width = self.config.width // self.config.heads
+            angles = rotary_angles(positions, head_width, self.config.rope_theta, self.config.rope_scaling)
+            cos, sin = (values.to(embeddings.dtype) for values in angles)
         recomputed = self.recomputed_layers if torch.is_grad_enabled() and cache is None else 0
         run = compiled_layer() if compiled else DecoderLayer.__call__
         x = rearrange(embeddings, "b s d -> (b s) d")  # to all but attention, each token is alone
