@@ -88,16 +88,24 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MINIVLLAVA_CACHE") or Path.home() / ".cache" / "minivllava")
 
 
+def cores() -> int:
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def world_folder(config: WorldConfig, root: str | Path | None = None) -> Path:
     """The folder that `build_world` makes for this configuration, under `root` (default: the cache)."""
     key = json.dumps([VERSION, asdict(config)], sort_keys=True)
     return Path(root or cache_dir()) / f"shapes-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
 
 
-def build_world(config: WorldConfig, root: str | Path | None = None, workers: int = 2, progress: bool = True) -> Path:
+def build_world(
+    config: WorldConfig, root: str | Path | None = None, workers: int | None = None, progress: bool = True
+) -> Path:
     """Make the world, unless it is there already, and return its folder.
 
-    An interrupted build leaves nothing under that name; of two builds at once, the first to end counts.
+    workers: processes, by default one for each core. An interrupted build leaves nothing under that name; of two
+    builds at once, the first to end counts.
     """
     folder = world_folder(config, root)
     if folder.exists():
@@ -106,7 +114,7 @@ def build_world(config: WorldConfig, root: str | Path | None = None, workers: in
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     unfinished.chmod(0o755)
     try:
-        _write(config, unfinished, workers, progress)
+        _write(config, unfinished, workers or cores(), progress)
         os.rename(unfinished, folder)
     except OSError:
         if not folder.exists():  # else another process was faster
