@@ -37,7 +37,7 @@ def chat(
 ) -> str:
     """The model's answer to a question about pictures and clips.
 
-    images, videos: paths. Where no turn names them by <image> and <video>, they stand before the first
+    images, videos: paths, or one path. Where no turn names them by <image> and <video>, they stand before the first
     question, clips first, as the original does. history: earlier (question, answer) pairs of the same
     conversation. frames: how many of a clip the model sees (default: the config's 8). on_text receives the
     answer piece by piece. sampling: `temperature` (0: greedy), `top_p`, `max_new_tokens`, `generator`, `compiled`.
@@ -88,15 +88,26 @@ def _encode(model: VideoLLaVA, question, images, videos, history, frames: int | 
     """A conversation's ids, and the pixels of its files in the placeholders' order."""
     if model.tokenizer is None:
         raise CheckpointError("The model has no tokenizer, so it reads no words: copy tokenizer files into its folder.")
-    turns = _turns(history, question)
+    images, videos = _listed(images), _listed(videos)
+    turns = _turns(history, _not_empty(question))
     if not any(placeholders(turn["value"]) for turn in turns):
         turns[0]["value"] = _with_markers(turns[0]["value"], images, videos)
     kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
     paths = _in_order(kinds, images, videos)
-    frames = frames or model.config.video.frames
-    return _ids(model, turns, kinds, frames), [
+    frames = model.config.video.frames if frames is None else frames
+    return _ids(model, turns, kinds, frames, paths), [
         load_pixels(str(path), kind, model.config, frames) for path, kind in zip(paths, kinds, strict=True)
     ]
+
+
+def _not_empty(question: str) -> str:
+    if not question.strip():
+        raise DataError("The question is empty: ask something about the files, or say something.")
+    return question
+
+
+def _listed(files: File | Iterable[File]) -> list[File]:
+    return [files] if isinstance(files, File) else list(files)
 
 
 def _turns(history: Iterable[tuple[str, str]], question: str) -> list[dict]:
@@ -123,10 +134,13 @@ def _in_order(kinds: Sequence[str], images: Sequence[File], videos: Sequence[Fil
     return paths
 
 
-def _ids(model: VideoLLaVA, turns: Sequence[dict], kinds: Sequence[str], frames: int) -> list[int]:
+def _ids(
+    model: VideoLLaVA, turns: Sequence[dict], kinds: Sequence[str], frames: int, paths: Sequence[File]
+) -> list[int]:
     counts = [model.config.visual_tokens(kind, frames) for kind in kinds]
+    where = " about ".join(filter(None, ("The conversation", ", ".join(map(str, paths)))))
     return encode_conversation(
-        turns, model.tokenizer, template(model.config.template), counts, model.config.language.context
+        turns, model.tokenizer, template(model.config.template), counts, model.config.language.context, where
     )[0]
 
 
@@ -155,6 +169,7 @@ class _Seen(NamedTuple):
     """A picture or clip of a conversation."""
 
     number: int  # of no other in this conversation
+    path: File
     kind: str
     features: Tensor  # (n, d), of the encoder
 
@@ -171,7 +186,7 @@ class Conversation:
 
     def __init__(self, model: VideoLLaVA, frames: int | None = None, **sampling):
         self.model, self.sampling = model, sampling
-        self.frames = frames or model.config.video.frames
+        self.frames = model.config.video.frames if frames is None else frames
         self._numbers = count(1)
         self.reset()
 
@@ -190,10 +205,12 @@ class Conversation:
 
         Files stand before the question, clips first, unless it says by <image> and <video> where. Raises as `chat`.
         """
-        if not placeholders(question):
+        images, videos = _listed(images), _listed(videos)
+        if not placeholders(_not_empty(question)):
             question = _with_markers(question, images, videos)
         seen = self._seen + self._see(question, images, videos)
-        ids = _ids(self.model, _turns(self.history, question), [s.kind for s in seen], self.frames)
+        kinds, paths = [s.kind for s in seen], [s.path for s in seen]
+        ids = _ids(self.model, _turns(self.history, question), kinds, self.frames, paths)
         streamer = Streamer(self.model, on_text)
         made = self._continue(ids, seen, on_token=streamer, **(self.sampling | sampling))
         streamer.finish()
@@ -210,7 +227,7 @@ class Conversation:
         for path, kind in zip(_in_order(kinds, images, videos), kinds, strict=True):
             pixels = load_pixels(str(path), kind, self.model.config, self.frames)
             features = self.model.features(pixels[None].to(next(self.model.projector.parameters())))[0]
-            found.append(_Seen(next(self._numbers), kind, features))
+            found.append(_Seen(next(self._numbers), path, kind, features))
         return found
 
     @torch.inference_mode()

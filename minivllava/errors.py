@@ -28,5 +28,9 @@ class ContextLengthError(MinivllavaError):
     """A conversation is longer than the language model's context."""
 
 
+class DivergedError(MinivllavaError, FloatingPointError):
+    """A training run's loss is no longer a finite number."""
+
+
 class JudgeError(MinivllavaError):
     """A judge's endpoint refuses, cannot be reached, or keeps replying what cannot be read as a verdict."""

@@ -35,7 +35,7 @@ from minivllava.cli import app
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.build import WorldConfig
 from minivllava.data.world import sample_scene
-from minivllava.errors import CheckpointError, ConfigError, DataError, MinivllavaError
+from minivllava.errors import CheckpointError, ConfigError, DataError, DivergedError, MinivllavaError
 from minivllava.models.checkpoint import save_model
 from minivllava.models.language import LanguageModel
 
@@ -436,7 +436,7 @@ def test_an_interrupted_grid_continues_and_computes_nothing_twice(settings, part
 
 def test_a_seed_that_diverges_stops_the_study_and_says_which(settings, parts, monkeypatch):
     def diverge(*_):
-        raise FloatingPointError("stage 2: the loss is not finite at step 3; lower the learning rate.")
+        raise DivergedError("stage 2: the loss is not finite at step 3; lower the learning rate.")
 
     monkeypatch.setattr(runner_module, "run_cell", diverge)
     with pytest.raises(MinivllavaError, match="a, seed 0: stage 2.*No seed is left out"):

@@ -97,6 +97,8 @@ def test_ask_about_a_bad_file(refused, model, case):
 
 def test_ask_without_a_question(refused, model):
     refused(["good.png", "put a question"], "ask", model, "good.png")
+    refused(["missing.png", "is not there"], "ask", model, "missing.png")
+    refused(["empty"], "ask", model, "good.png", " ")
 
 
 def test_placeholder_without_a_file(refused, model):
@@ -111,7 +113,7 @@ def test_file_without_a_placeholder(refused, model):
 
 
 def test_too_long_for_the_context(refused, model):
-    refused(["context", "128", "fewer frames"], "ask", model, "good.mp4", "What moves?", "--frames", 32)
+    refused(["good.mp4", "context", "128", "fewer frames"], "ask", model, "good.mp4", "What moves?", "--frames", 32)
 
 
 def test_what_is_odd_but_good_is_answered(run, model):
@@ -151,6 +153,27 @@ def test_a_bad_checkpoint(refused, model):
     refused(["bound/config.json", "'languagebind'"], "ask", "bound", *ask)
 
 
+def test_a_device_that_holds_nothing(refused, model):
+    refused(["--device meta", "--device cpu"], "ask", model, "good.png", "What is this?", "--device", "meta")
+
+
+def test_a_bad_checkpoint_is_refused_before_a_world_is_made(refused, model, monkeypatch):
+    monkeypatch.setattr("minivllava.data.build.build_world", None)
+    monkeypatch.setattr("minivllava.bench.shipped.build_world", None)
+    refused(["nothing", "no checkpoint folder"], "port", "nothing")
+    refused(["nothing", "no checkpoint folder"], "bench", "nothing")
+    refused(["no temporal attention"], "port", _still(model))
+
+
+def _still(model) -> Path:
+    """The model without temporal attention."""
+    from minivllava import VideoLLaVA
+    from minivllava.evaluation.port import without_temporal_attention
+
+    without_temporal_attention(VideoLLaVA.from_pretrained(model)).save_pretrained("still")
+    return Path("still")
+
+
 # your own data
 
 
@@ -184,6 +207,28 @@ def test_missing_files_of_a_training_run(refused, model):
     refused(["--init"], "train", "--data", "data.json", "--name", "run")
     write_records(Path("."))
     refused(["nowhere"], "train", "--data", "records.json", "--init", "nowhere", "--name", "run")
+
+
+def test_options_that_would_be_left_unused(refused, model):
+    refused(["--from-scratch", "leave out"], "train", "--from-scratch", "--init", model)
+    refused(["--from-scratch", "leave out"], *train(model, "--data", "records.json", "--from-scratch"))
+    refused(["--media", "--data"], "train", "--media", ".")
+    refused(["--skip-broken", "--data"], "train", "--skip-broken")
+    refused(["--media", "--inspect"], "data", "--media", ".")
+
+
+def test_where_the_world_cannot_go_is_said_before_it_is_made(refused, monkeypatch):
+    monkeypatch.setattr("minivllava.data.build.build_world", None)
+    Path("there").mkdir()
+    refused(["there is there already", "name a new folder"], "data", "--preset", "sample", "--out", "there")
+    refused(["sheet.xyz", ".png"], "data", "--preset", "sample", "--sheet", "sheet.xyz")
+
+
+def test_a_media_folder_that_is_not_there(refused, model):
+    write_records(Path("."))
+    refused(["nowhere is no folder"], *train(model, "--data", "records.json", "--media", "nowhere"))
+    refused(["nowhere is no folder"], "data", "--inspect", "records.json", "--media", "nowhere")
+    assert not Path("runs").exists()
 
 
 def test_broken_media_in_training(run, model, place):
@@ -239,12 +284,24 @@ def test_no_parts_to_start_from(refused):
 @torch.no_grad()
 def test_from_python_the_same_mistakes_raise_typed_exceptions(model, place):
     from minivllava import VideoLLaVA
-    from minivllava.errors import CheckpointError, ContextLengthError, DataError, MediaError, MinivllavaError
+    from minivllava.chat import Conversation
+    from minivllava.errors import (
+        CheckpointError,
+        ConfigError,
+        ContextLengthError,
+        DataError,
+        MediaError,
+        MinivllavaError,
+    )
 
     loaded = VideoLLaVA.from_pretrained(model)
+    assert loaded.chat("What?", images="good.png") == loaded.chat("What?", images=["good.png"])  # one path will do
     for kind, mistake in (
         (MediaError, lambda: loaded.chat("What?", images=["missing.png"])),
         (MediaError, lambda: loaded.chat("What?", images=["good.mp4"])),
+        (ConfigError, lambda: loaded.chat("What?", videos="good.mp4", frames=0)),
+        (DataError, lambda: loaded.chat("  ", images="good.png")),
+        (DataError, lambda: Conversation(loaded).ask("", images="good.png")),
         (DataError, lambda: loaded.chat("<image> What?")),
         (DataError, lambda: loaded.chat("<image> What?", videos=["good.mp4"])),
         (DataError, lambda: loaded.chat("<image> What?", images=["good.png"] * 2)),

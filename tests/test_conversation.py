@@ -219,6 +219,14 @@ def test_records_keep_visuals_in_the_order_of_their_placeholders(tmp_path):
             "0 <image> .* 1 image file",
         ),
         ('[{"conversations": [{"from": "human", "value": "<video>"}]}]', "1 <video> .* 0 video file"),
+        (json.dumps(GOOD, indent=1), "data.json: broken JSON at line 1: .*mend it there.* one list of records"),
+        pytest.param("[" * 100_000, "data.json: from line 1 on it holds lists within lists", id="deep"),
+        (r'[{"conversations": [{"from": "human", "value": "\ud800"}]}]', "data.json: .* half a character"),
+        (json.dumps([GOOD | {"types": "colour"}]), "record 0.*: 'types' must be a list of texts"),
+        (json.dumps([GOOD | {"needs_order": 3}]), "record 0.*: 'needs_order' must be a list of true or false"),
+        (json.dumps([GOOD | {"family": "x"}]), "record 0.*: 'family' must be a whole number"),
+        (json.dumps([GOOD | {"image": ""}]), "record 0.*: 'image' must be a path .* none of them empty"),
+        (json.dumps([{"conversations": turns("Show it", "<image>")}]), "record 0: turn 2, an answer, holds a"),
     ],
 )
 def test_broken_records_are_named(tmp_path, text, message):

@@ -472,6 +472,7 @@ BAD = {
     "cut apng": (lambda d: cut(animation(d / "a.apng", 8), 0.6), "cannot be read"),
     "cut png": (lambda d: cut(picture(d / "a.png"), 0.6), "cannot be read as a picture"),
     "cut jpeg": (lambda d: cut(picture(d / "a.jpg"), 0.6), "cannot be read as a picture"),
+    "picture as mp4": (lambda d: picture(d / "a.png").rename(d / "a.mp4"), "it holds a picture"),
     "unknown suffix": (lambda d: written(d / "a.xyz", b"hello"), "has no suffix"),
 }
 
@@ -489,7 +490,18 @@ def test_a_bad_file_gets_one_sentence_with_its_name_and_the_fix(tmp_path, capfd,
     assert capfd.readouterr().err == ""
 
 
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(MediaError, match=r"a\.png has more than 2,000 pixels: save it smaller"):
+        read_image(picture(tmp_path / "a.png"))
+
+
 def test_kinds_are_not_mixed_up(tmp_path):
+    for name, kind in (("b.png", "video"), ("b.gif", "image")):
+        path = picture(tmp_path / name) if kind == "video" else animation(tmp_path / name, 8)
+        probe_media(path)
+        with pytest.raises(MediaError, match="use it as"):
+            probe_media(path, kind)
     with pytest.raises(MediaError, match="is a picture: use it as an image"):
         read_video(picture(tmp_path / "a.png"))
     with pytest.raises(MediaError, match="cannot be read as a picture"):

@@ -19,14 +19,21 @@ from train_worker import run_task
 
 from minivllava.config import TrainingConfig, override, preset
 from minivllava.data.dataset import Conversations, load_records, unique_files
-from minivllava.errors import CheckpointError, ConfigError, DataError, MediaError
+from minivllava.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    DivergedError,
+    MediaError,
+)
 from minivllava.models.checkpoint import load_vllava
 from minivllava.models.vllava import Loss
 from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import Task, learning_rate, shuffled_batches, train
-from minivllava.training.run import finetune, train_video_llava
+from minivllava.training.run import Run, finetune, train_video_llava
 from minivllava.training.stages import stage2, visual_loader
 
 TESTS = Path(__file__).parent
@@ -189,11 +196,20 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         train(Line(), line_task(config), config, tmp_path, **QUIET)
 
 
+@pytest.mark.parametrize("change", ["batch_size", "accumulation", "log_every", "checkpoint_every"])
+def test_numbers_that_no_run_can_have_are_refused(tmp_path, change):
+    config = training(**{change: 0})
+    with pytest.raises(ConfigError, match=f"{change} is 0: use at least 1"):
+        train(Line(), line_task(training()), config, tmp_path, **QUIET)
+    with pytest.raises(ConfigError, match="precision is 'int3': choose"):
+        train(Line(), line_task(training()), training(precision="int3"), tmp_path, **QUIET)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = training()
     task = line_task(config)
     task.loss = lambda model, batch: Loss(model(batch).total * math.inf, torch.tensor(4))
-    with pytest.raises(FloatingPointError, match="step 0"):
+    with pytest.raises(DivergedError, match="step 0"):
         train(Line(), task, config, tmp_path, **QUIET)
 
 
@@ -429,6 +445,49 @@ def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_pa
     assert not (tmp_path / "run").exists()
     _, skipped = finetune(tmp_path / "init", [file], None, training(), 1, tmp_path / "run", skip_broken=True, **QUIET)
     assert skipped == [str(tmp_path / "blue.mp4"), str(tmp_path / "red.png")]
+
+
+def test_a_run_that_cannot_be_leaves_nothing_and_one_that_failed_early_may_change(tmp_path):
+    file = write_records(tmp_path)
+    tiny_vllava().save_pretrained(tmp_path / "init")
+    run = tmp_path / "run"
+
+    def tuned(file=file, epochs=1.0, **changes):
+        return finetune(tmp_path / "init", file, None, training(**changes), epochs, run, **QUIET)
+
+    for epochs in (0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="use a number above 0"):
+            tuned(epochs=epochs)
+    record = {"id": "swapped", "image": "red.mp4", "conversations": turns("<image>\nWhat?", "red")}
+    (tmp_path / "swapped.json").write_text(json.dumps([record]))
+    with pytest.raises(MediaError, match="1 of the files.*\n.*red.mp4 cannot be read as a picture"):
+        tuned(tmp_path / "swapped.json")
+    (tmp_path / "long.json").write_text(json.dumps([{"id": "long", "conversations": turns("word " * 200, "yes")}]))
+    with pytest.raises(ContextLengthError, match=r"long\.json: record 0 \(id 'long'\)"):
+        tuned(tmp_path / "long.json")
+    assert not run.exists()
+    with pytest.raises(DivergedError):
+        tuned(learning_rate=1e30, steps=20, epochs=20)
+    assert [path.name for path in run.iterdir()] == ["run.json"]
+    tuned()  # with another learning rate, as the message asks for
+    with pytest.raises(CheckpointError, match="another training"):
+        tuned(learning_rate=1e-4)
+
+
+def turns(question: str, answer: str) -> list[dict]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.json"])
+def test_a_broken_file_of_a_run_is_named(tmp_path, name):
+    Run(tmp_path / "run", {"start": "here"})
+    for text in ("{", "[]"):
+        (tmp_path / "run" / name).write_text(text)
+        with pytest.raises(CheckpointError, match=f"{name} .*: delete .*run to start over"):
+            Run(tmp_path / "run", {"start": "here"}).logs()
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file cannot be made"):
+        Run(tmp_path / "file", {"start": "here"})
 
 
 def test_a_whole_run_stopped_again_and_again_makes_the_same_model(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def load_model(checkpoint: str, device: str | None = None, dtype: str | None = N
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"--device {device} cannot be used here ({reason}): try --device cpu.") from error
@@ -85,6 +85,10 @@ def ask(
     if os.path.isfile(question):  # unlike Path.is_file, this is False for a question too long to be a path
         raise DataError(f"{question} is a file: put a question after it.")
     from minivllava.chat import by_kind
+    from minivllava.data.media import names_media
+
+    if names_media(question):
+        raise DataError(f"{question} is not there, and no question comes after it: check the path, then ask one.")
 
     images, videos = by_kind(files)
     model = load_model(checkpoint, device, dtype, quantize)

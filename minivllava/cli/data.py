@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from minivllava.cli.app import Changes, Preset, app
-from minivllava.errors import DataError
+from minivllava.errors import ConfigError, DataError
 
 
 @app.command()
@@ -22,8 +22,9 @@ def data(
 ):
     """Make the embedded world "Shapes in Motion", or inspect any LLaVA-format file."""
     if inspect is not None:
-        from minivllava.data.dataset import broken_media, load_records, unique_files
+        from minivllava.data.dataset import broken_media, check_folder, load_records, unique_files
 
+        check_folder(media)
         records = load_records(inspect, media)
         broken = broken_media(records)
         turns = sum(len(row["conversations"]) // 2 for row in records)
@@ -34,8 +35,15 @@ def data(
         for reason in broken.values():
             print(f"broken: {reason}")
         return
+    if media is not None:
+        raise ConfigError("--media is for your own files: name their JSON with --inspect.")
+    if out is not None and out.exists():
+        raise DataError(f"{out} is there already: name a new folder, or delete that one.")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ConfigError(f"{sheet} is no name of a PNG: end it in .png.")
     from minivllava.config import override
     from minivllava.data.build import build_world
+    from minivllava.models.storage import write_folder
     from minivllava.presets import preset as named_preset
 
     world = build_world(override(named_preset(preset), *change).world)
@@ -43,9 +51,7 @@ def data(
     for file in sorted(set(world.glob("*.json")) - {world / "config.json"}):
         print(f"  {file.name}: {len(json.loads(file.read_text()))} records")
     if out is not None:
-        if out.exists():
-            raise DataError(f"{out} is there already: name a new folder, or delete that one.")
-        shutil.copytree(world, out)
+        write_folder(out, lambda folder: shutil.copytree(world, folder, dirs_exist_ok=True))
     if sheet is not None:
         from minivllava.figures import example_sheet
 

@@ -56,6 +56,10 @@ def train(
     from minivllava.config import override
     from minivllava.presets import preset as named_preset
 
+    if from_scratch and (data or init):
+        raise ConfigError("--from-scratch starts from nothing: leave out --init and --data, or --from-scratch.")
+    if (media or skip_broken) and not data:
+        raise ConfigError("--media and --skip-broken are for your own files: name their JSON with --data.")
     recipe = named_preset(preset)
     if lora:
         from minivllava.training.lora import lora_recipe

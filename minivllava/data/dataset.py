@@ -36,7 +36,7 @@ def load_records(files: str | Path | Sequence[str | Path], media: str | Path | N
     root = Path(media) if media is not None else Path(files[0]).parent
     rows = [_row(record, f"{file}: record {number}", root) for file in files for number, record in _read(file)]
     if not rows:
-        raise DataError(f"{files[0]} holds no records: a list of conversations is needed.")
+        raise DataError(f"{', '.join(map(str, files))} holds no records: a list of conversations is needed.")
     turn = {"from": Value("string"), "value": Value("string")}
     text = List(Value("string"))
     columns = Features(
@@ -53,18 +53,28 @@ def _read(file: str | Path) -> Iterable[tuple[int, dict]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}): name a LLaVA-format JSON file.") from error
     if text.lstrip()[:1] == "[":
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}: broken JSON at line {error.lineno}: {error.msg}.") from error
-        yield from enumerate(records)
+        yield from enumerate(_parsed(text, file))
         return
     for number, line in enumerate(text.split("\n")):  # not splitlines: JSON may hold other line breaks
         if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}: broken JSON at line {number + 1}: {error.msg}.") from error
+            yield number, _parsed(line, file, number)
+
+
+def _parsed(text: str, file: str | Path, lines_before: int = 0):
+    """A file's JSON, or that of its line `lines_before`. Raises DataError that names file and line."""
+    try:
+        parsed = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # one half of a surrogate pair is JSON, but no text
+            json.dumps(parsed, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file}: broken JSON at line {lines_before + error.lineno}: {error.msg}; mend it there: the file is one "
+            "list of records, or a record on each line."
+        ) from error
+    except (UnicodeEncodeError, RecursionError) as error:
+        reason = "lists within lists without end" if isinstance(error, RecursionError) else "half a character, \\ud..."
+        raise DataError(f"{file}: from line {lines_before + 1} on it holds {reason}: write it anew.") from error
+    return parsed
 
 
 def _row(record, where: str, root: Path) -> dict:
@@ -84,6 +94,8 @@ def _row(record, where: str, root: Path) -> dict:
     for number, turn in enumerate(turns):
         if turn["from"] != ("human", "gpt")[number % 2]:
             raise DataError(f"{where}: turn {number + 1} is from {turn['from']!r}; turns must alternate human, gpt.")
+        if turn["from"] == "gpt" and placeholders(turn["value"]):
+            raise DataError(f"{where}: turn {number + 1}, an answer, holds a placeholder; only questions may.")
     files = {kind: _paths(record.get(kind), f"{where}: {kind!r}") for kind in ("image", "video")}
     wanted = [kind for turn in turns for kind in placeholders(turn["value"])]
     for kind, paths in files.items():
@@ -92,6 +104,13 @@ def _row(record, where: str, root: Path) -> dict:
                 f"{where} has {wanted.count(kind)} <{kind}> placeholder(s) and {len(paths)} {kind} file(s): "
                 "write one placeholder for each file."
             )
+    for key, kind, kinds in (("types", str, "texts"), ("needs_order", bool, "true or false")):
+        values = record.get(key) or []
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            raise DataError(f"{where}: {key!r} must be a list of {kinds}, one for each answer; or leave it out.")
+    family = record.get("family")
+    if not isinstance(family, int | None):
+        raise DataError(f"{where}: 'family' must be a whole number; or leave it out.")
     supply = {kind: iter(paths) for kind, paths in files.items()}
     return {
         "id": str(record.get("id", where)),
@@ -99,18 +118,24 @@ def _row(record, where: str, root: Path) -> dict:
         "videos": [str(root / path) for path in files["video"]],
         "visuals": [str(root / next(supply[kind])) for kind in wanted],
         "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in turns],
-        "types": record.get("types", []),
-        "needs_order": record.get("needs_order", []),
-        "family": record.get("family", -1),
+        "types": record.get("types") or [],
+        "needs_order": record.get("needs_order") or [],
+        "family": -1 if family is None else family,
         "where": where,
     }
 
 
 def _paths(value, where: str) -> list[str]:
     paths = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise DataError(f"{where} must be a path or a list of paths.")
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise DataError(f"{where} must be a path or a list of paths, none of them empty.")
     return paths
+
+
+def check_folder(media: str | Path | None):
+    """Raises DataError where a media folder is named and not there: one sentence, not one for each file."""
+    if media is not None and not Path(media).is_dir():
+        raise DataError(f"{media} is no folder: name the one that the records' paths start from.")
 
 
 def check_media(records, skip_broken: bool = False, progress: bool = True):
@@ -132,13 +157,14 @@ def check_media(records, skip_broken: bool = False, progress: bool = True):
 
 
 def broken_media(records, progress: bool = True) -> dict[str, str]:
-    """Decodes every file once: {path: what is wrong with it} of those that cannot be used."""
+    """Decodes every file once, as what records use it: {path: what is wrong with it} of those that cannot be used."""
     from tqdm.auto import tqdm
 
     broken = {}
-    for path in tqdm(unique_files(records), desc="check media", disable=not progress, leave=False):
+    files = [(path, kind) for kind in ("image", "video") for path in unique_files(records, kind)]
+    for path, kind in tqdm(files, desc="check media", disable=not progress, leave=False):
         try:
-            probe_media(path)
+            probe_media(path, kind)
         except MediaError as error:
             broken[path] = str(error)
     return broken

@@ -41,6 +41,11 @@ def media_kind(path: str | Path) -> str:
     raise MediaError(f"{path} has no suffix that says what it is: rename or convert it to one of {known}.")
 
 
+def names_media(text: str) -> bool:
+    """Whether a text without spaces ends as the name of a picture or clip does, whether or not there is such a file."""
+    return " " not in text and Path(text).suffix.lower() in IMAGE_SUFFIXES + ANIMATION_SUFFIXES + VIDEO_SUFFIXES
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """One picture as uint8 (h, w, 3), turned upright by its EXIF orientation.
 
@@ -111,9 +116,12 @@ def read_video(
     )
 
 
-def probe_media(path: str | Path) -> None:
-    """Decode a picture, or 8 frames from first to last of a clip; raise MediaError if that fails."""
-    if media_kind(path) == "image":
+def probe_media(path: str | Path, kind: str | None = None) -> None:
+    """Decode a picture, or 8 frames from first to last of a clip; raise MediaError if that fails.
+
+    kind: "image" or "video", what the file is used as; by default what it is.
+    """
+    if (kind or media_kind(path)) == "image":
         read_image(path)
     else:
         read_video(path)
@@ -176,6 +184,8 @@ def _opened_picture(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except MediaError:
         raise
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: save it smaller.") from error
     except Exception as error:
         raise MediaError(
             f"{path} cannot be read as a picture ({_reason(error)}): "
@@ -229,6 +239,8 @@ def _read_pyav(file: str, choose: Chooser) -> np.ndarray:
         stream = container.streams.best("video")
         if stream is None:
             raise ValueError("no video stream")
+        if container.format.name.endswith("_pipe"):  # how ffmpeg reads a single PNG, JPEG, ...
+            raise ValueError("it holds a picture, whose name should say so")
         # headers miscount: 0 in MKV, 2,400 for 32 frames in AVI
         total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
     while True:

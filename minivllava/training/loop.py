@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from minivllava.config import TrainingConfig, to_dict
-from minivllava.errors import CheckpointError, ConfigError
+from minivllava.errors import CheckpointError, ConfigError, DivergedError
 from minivllava.models.checkpoint import check_tensors, gathered, load_tensors, save_tensors, write_folder
 from minivllava.models.vllava import Loss
 
@@ -60,6 +60,15 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def check_recipe(config: TrainingConfig):
+    """Raises ConfigError for numbers that no run can have, before anything is written."""
+    for name in ("batch_size", "accumulation", "log_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}: use at least 1.")
+    if config.precision not in ("no", "bf16", "fp16"):
+        raise ConfigError(f"precision is {config.precision!r}: choose no, bf16 or fp16.")
+
+
 def train(
     model: nn.Module,
     task: Task,
@@ -76,7 +85,8 @@ def train(
 
     Returns the log: dicts of `step`, `loss` (mean since the last), `learning_rate`, `grad_norm`, `seconds`,
     `tokens` (learned), `waiting` (share of the time spent on data). Raises CheckpointError when the state
-    belongs to another run, ConfigError when the batch does not divide or there is no such device.
+    belongs to another run, ConfigError when the batch does not divide or there is no such device, DivergedError when
+    the loss is no longer finite.
     """
     from accelerate import Accelerator
     from tqdm.auto import tqdm
@@ -86,6 +96,7 @@ def train(
             f"Training runs on the CPU or on an accelerator, and {device!r} is neither: use cpu, or leave it out; "
             "CUDA_VISIBLE_DEVICES chooses among GPUs."
         )
+    check_recipe(config)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
     if device not in (None, accelerator.device.type):
         raise ConfigError(f"This machine has no {device}: take --device out, or use --device cpu.")
@@ -141,7 +152,7 @@ def train(
 
         window.add(float(accelerator.reduce(total, "sum") / learned), int(learned), float(norm))
         if not math.isfinite(window.losses[-1]):
-            raise FloatingPointError(f"{label}: the loss is not finite at step {step}; lower the learning rate.")
+            raise DivergedError(f"{label}: the loss is not finite at step {step}; lower the learning rate.")
         bar.update()
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             log.append({"step": step + 1, "learning_rate": rate, **window.close()})

@@ -9,6 +9,7 @@ runs/NAME/
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch
 
 from minivllava.config import ModelConfig, Preset, TrainingConfig, from_dict, to_dict
 from minivllava.data.build import build_world
-from minivllava.data.dataset import check_media, load_records
+from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.checkpoint import (
     is_main_process,
@@ -36,6 +37,7 @@ from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
+from minivllava.training.loop import check_recipe
 from minivllava.training.stages import stage1, stage2
 
 
@@ -45,18 +47,26 @@ class Run:
     def __init__(self, folder: str | Path, description: dict):
         self.folder = Path(folder)
         file = self.folder / "run.json"
-        if file.exists():
-            known = json.loads(file.read_text())
-            changed = [key for key in description if _completed(key, known.get(key)) != description[key]]
-            if changed:
+        known = _read(file)
+        changed = [key for key in description if not known or _completed(key, known.get(key)) != description[key]]
+        if known and changed and self._begun():
+            raise CheckpointError(
+                f"{self.folder} is a run with another {', '.join(changed)}: give this run another name, or delete "
+                "that folder."
+            )
+        if changed and is_main_process():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
                 raise CheckpointError(
-                    f"{self.folder} is a run with another {', '.join(changed)}: give this run another name, or delete "
-                    "that folder."
-                )
-        elif is_main_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
+                    f"{self.folder} cannot be made ({error.strerror}): give this run another name."
+                ) from error
             _write(file, json.dumps(description | {"made_with": environment()}, indent=1) + "\n")
         self.barrier()
+
+    def _begun(self) -> bool:
+        """Whether anything was trained here: a run that failed before may start anew with another recipe."""
+        return any(file.is_dir() or file.name == "log.json" for file in self.folder.iterdir())
 
     def step(self, name: str, train: Callable[[Path], list[dict]], save: Callable[[Path], None]) -> Path:
         """Trains and saves, unless that was done before. Returns the step's checkpoint folder."""
@@ -78,8 +88,7 @@ class Run:
 
     def logs(self) -> dict[str, list[dict]]:
         """Each finished step's log."""
-        file = self.folder / "log.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return _read(self.folder / "log.json")
 
     @staticmethod
     def barrier():
@@ -95,6 +104,19 @@ def _completed(key: str, value):
         return value if kind is None else to_dict(from_dict(kind, value))
     except ConfigError:  # of a field that is no longer there
         return value
+
+
+def _read(file: Path) -> dict:
+    """A JSON object; an empty one where there is no file. Raises CheckpointError where it cannot be read."""
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): delete {file.parent} to start over.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object: delete {file.parent} to start over.")
+    return content
 
 
 def _write(file: Path, text: str):
@@ -174,16 +196,24 @@ def finetune(
     """Stage 2 on your own records, from a finished checkpoint. Returns the model and the files left out.
 
     The recipe is `training`, for as many steps as `epochs` passes take; of fewer records than a batch holds,
-    each step takes all. Every file is checked before training starts; broken ones raise MediaError, unless
-    `skip_broken`.
+    each step takes all. Every file and every conversation is checked before training starts and anything is
+    written: broken files raise MediaError, unless `skip_broken`; a conversation that is too long, ContextLengthError.
     """
+    check_recipe(training)
+    if not 0 < epochs < math.inf:
+        raise ConfigError(f"epochs is {epochs:g}: use a number above 0.")
+    files = [files] if isinstance(files, str | Path) else list(files)
+    model = load_vllava(init)
+    if model.tokenizer is None:
+        raise CheckpointError(f"{init} holds no tokenizer: copy tokenizer.json beside its weights.")
+    check_folder(media)
     records = load_records(files, media)
+    Conversations(records, model.tokenizer, model.config, load=None)  # for its errors alone
     records, skipped = check_media(records, skip_broken, options.get("progress", True))
     parts = training.accumulation * int(os.environ.get("WORLD_SIZE", 1))  # that a batch is cut into
     batch_size = max(1, min(training.batch_size, len(records)) // parts) * parts
     steps = max(1, round(epochs * len(records) / batch_size))
     training = replace(training, batch_size=batch_size, steps=steps)
-    model = load_vllava(init)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
     run = Run(folder, {"training": to_dict(training), "start": str(init), "data": data})
     path = run.step(
