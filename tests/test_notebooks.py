@@ -129,15 +129,51 @@ def test_a_chapter_says_what_it_is_for_and_what_it_needs(path):
     assert re.match(r"# \d\d\b", text), "the title begins with the chapter's number"
     start = text[:2500].lower()
     assert "you will be able to" in start
-    for row in ("needs", "time", "seed", "paper"):
-        assert re.search(rf"^\|\s*{row}", start, re.MULTILINE), f"the table lacks a row {row!r}"
-    assert re.search(r"video-llava", text, re.IGNORECASE) and re.search(r"what we found", text, re.IGNORECASE)
+    assert len(re.findall(r"^- ", start[: start.index("| | |")], re.MULTILINE)) == 3, "three things one can do after it"
+    for row in ("needs", "time on cpu", "time on gpu", "seed", "paper"):
+        assert re.search(rf"^\|\s*{row}\s*\|", start, re.MULTILINE), f"the table lacks a row {row!r}"
+    assert "**Where this differs from" in text, "say where this differs from Video-LLaVA"
+
+
+@each_chapter
+def test_a_chapter_ends_with_what_was_found_in_numbers(path):
+    """Numbers in it, and per cents are those of a stored output, so that they do not outlive it."""
+    (found,) = re.findall(r"^## What we found$(.*?)^\*\*Where this differs", prose(path), re.MULTILINE | re.DOTALL)
+    found = re.sub(r"\(the paper:.*?\)", "", found, flags=re.DOTALL)
+    assert len(re.findall(r"\d+", found)) >= 2, "what was found, with numbers"
+    printed = "".join(
+        "".join(output["text"])
+        for cell in code_cells(path)
+        for output in cell["outputs"]
+        if output["output_type"] == "stream"
+    )
+    for number in re.findall(r"(\d+(?:\.\d+)?) %", found):
+        said = re.search(rf"(?<![\d.]){re.escape(number)} ?%", printed) or number in ("1",)  # 1 %: chance of 100
+        assert said, f"{number} % stands in no stored output"
+
+
+@each_chapter
+def test_a_chapter_names_the_next_one(path):
+    place = CHAPTERS.index(path)
+    (after,) = re.findall(r"^\*\*Next:\*\*(.*)", prose(path), re.MULTILINE)
+    assert place + 1 == len(CHAPTERS) or f"({CHAPTERS[place + 1].name})" in after
+
+
+@pytest.mark.parametrize("path", [p for p in CHAPTERS if p.stem[:2] in ("03", "06", "08", "10")], ids=lambda p: p.stem)
+def test_where_results_are_loaded_a_little_is_trained_too(path):
+    """A cell that always trains asserts that the loss fell, and says so."""
+    texts = {source(cell): "".join("".join(o.get("text", "")) for o in cell["outputs"]) for cell in code_cells(path)}
+    fell = [code for code, text in texts.items() if re.search(r"loss.*f[ae]ll.*True", text)]
+    assert any("assert" in code for code in fell), "no cell asserts that the loss fell"
 
 
 @each_chapter
 def test_a_chapter_has_exercises_with_difficulty_and_minutes(path):
     headers = re.findall(r"^#+ .*Exercise \d.*$", prose(path), re.MULTILINE)
     assert 3 <= len(headers) <= 4, headers
+    cells = [source(cell) for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown"]
+    hinted = [text for text in cells if re.search(r"^#+ .*Exercise \d", text, re.MULTILINE) and "<details>" in text]
+    assert len(hinted) == len(headers), "each exercise has a hint that is folded away"
     for header in headers:
         assert DIFFICULTY.search(header) and re.search(r"\b\d+ min", header), header
     roles = [part.role for part in parts(read_notebook(path), path.name)]

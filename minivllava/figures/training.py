@@ -48,12 +48,13 @@ def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool 
 
 
 def _logarithmic(axes, values: Sequence[float]):
-    """A logarithmic scale for positive values, with ticks at 1, 2 and 5 where decades alone would be few."""
+    """A logarithmic scale for positive values, with ticks at 1, 2 and 5, or at every digit, where few would be seen."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_yscale("log")
-    if max(values) / min(values) < 100:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    spread = max(values) / min(values)
+    if spread < 100:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread > 5 else range(1, 10)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
 
