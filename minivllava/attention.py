@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minivllava.config import ModelConfig
 from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, template
+from minivllava.data.dataset import load_pixels
 from minivllava.data.media import frame_indices, media_kind, read_image, read_video
 from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video
 from minivllava.data.render import coverage
@@ -257,13 +258,11 @@ def _vision(config: ModelConfig, kind: str):
 def _see(file: str | Path, kind: str, config: ModelConfig) -> tuple[np.ndarray, Tensor]:
     """One field twice: uint8 (t, h, w, 3) to look at, and the encoder's pixels, (c, h, w) or (t, c, h, w)."""
     if kind == "image":
-        image, size = read_image(file), config.image.image_size
-        pixels = preprocess_image(image, size, config.aspect)
-        sharp = rearrange(preprocess_image(image, max(128, size), config.aspect), "c h w -> 1 h w c")
+        sharp = preprocess_image(read_image(file), max(128, config.image.image_size), config.aspect)
+        sharp = rearrange(sharp, "c h w -> 1 h w c")
     else:
         clip = read_video(file, config.video.frames, sampling=config.frame_sampling)
-        size = config.video.image_size
-        pixels = preprocess_video(clip, size)
-        sharp = rearrange(preprocess_video(clip, max(128, size)), "t c h w -> t h w c")
+        sharp = rearrange(preprocess_video(clip, max(128, config.video.image_size)), "t c h w -> t h w c")
+    pixels = load_pixels(str(file), kind, config, config.video.frames)
     colours = sharp * torch.tensor(CLIP_STD) + torch.tensor(CLIP_MEAN)
     return (colours.clamp(0, 1) * 255).round().byte().numpy(), pixels

@@ -212,6 +212,7 @@ class ModelConfig:
     stage1_template: str = "plain"
     aspect: str = "pad"  # pictures: "pad" to a square as in stage 2 of the paper, or "square" (centre crop)
     stage1_aspect: str = "square"
+    antialias: bool = True  # of pictures made smaller; the original resized tensors, and torchvision 0.15 did not
     frame_sampling: str = "linspace"  # of a clip: as the original; "arange", the port's; "opencv", its other reader's
     image_token: int | None = None  # ids that stand for visual tokens beside -200, in the port's vocabulary
     video_token: int | None = None

@@ -109,7 +109,7 @@ def _paper() -> Preset:
     adamw = {"betas": (0.9, 0.999), "precision": "bf16"}
     return Preset(
         name="paper",
-        model=ModelConfig(video=VisionConfig(temporal=True, patch_dropout=0.3)),
+        model=ModelConfig(video=VisionConfig(temporal=True, patch_dropout=0.3), antialias=False),
         world=WorldConfig(),
         language=TrainingConfig(**adamw),
         align_image=align,

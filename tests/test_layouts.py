@@ -464,6 +464,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_the_towers_own_folders(alone):
     whole = load_vllava(GOLDEN / "Video-LLaVA-tiny")
     assert whole.config.video.temporal and whole.config.keep_cls_video and whole.config.aspect == "pad"
+    assert not whole.config.antialias and load_vllava(GOLDEN / "Video-LLaVA-tiny", antialias=True).config.antialias
     refused(load_vllava, alone, "LanguageBind/LanguageBind_Image", "image_encoder=")
     assert same(load_vllava(alone, **TOWERS), whole)
     edited(without_towers(alone), mm_image_tower=None, mm_video_tower=None)

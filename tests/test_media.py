@@ -595,6 +595,17 @@ def test_picture_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
         preprocess_image(image, 32, "stretch")
 
 
+def test_picture_pixels_equal_those_of_the_original():
+    """ToTensor, Resize, CenterCrop, Normalize of torchvision 0.15, whose Resize of a tensor is this interpolation."""
+    image = np.random.default_rng(0).integers(0, 256, (67, 101, 3), np.uint8)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    resized = torch.nn.functional.interpolate(tensor, size=(32, 48), mode="bicubic", align_corners=False)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    expected = (resized[0, :, :, 8:40] - mean) / std
+    torch.testing.assert_close(preprocess_image(image, 32, antialias=False), expected, atol=1e-5, rtol=0)
+    assert (preprocess_image(image, 32) - expected).abs().max() > 0.1, "of noise, antialiasing leaves less"
+
+
 def test_clip_is_halved_by_plain_bilinear_interpolation():
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     pixels = preprocess_video(frames, 32)

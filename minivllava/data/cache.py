@@ -59,6 +59,7 @@ def cache_media(
     vision = config.image if kind == "image" else config.video
     stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
     how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, frames, dtype]
+    how += [] if config.antialias else ["not antialiased"]
     key = json.dumps([VERSION, kind, *how, fingerprint, stamps])
     name = "features" if encode else "pixels"
     path = cache_dir() / name / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"

@@ -180,7 +180,9 @@ def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tenso
     """A file as its encoder wants it: picture (c, h, w) or clip (t, c, h, w), float32, normalised."""
     if kind == "image":
         vision = config.image
-        return preprocess_image(read_image(path), vision.image_size, config.aspect, vision.mean, vision.std)
+        return preprocess_image(
+            read_image(path), vision.image_size, config.aspect, vision.mean, vision.std, config.antialias
+        )
     vision = config.video
     clip = read_video(path, frames, sampling=config.frame_sampling)
     return preprocess_video(clip, vision.image_size, vision.mean, vision.std)

@@ -13,13 +13,15 @@ Colour = tuple[float, float, float]
 
 
 def preprocess_image(
-    image: np.ndarray, size: int, aspect: str = "square", mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD
-) -> torch.Tensor:
-    """Picture uint8 (h, w, 3) to normalised float32 (3, size, size), as `transformers` does.
+    image: np.ndarray, size: int, aspect: str = "square", mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD,
+    antialias: bool = True,
+) -> torch.Tensor:  # fmt: skip
+    """Picture uint8 (h, w, 3) to normalised float32 (3, size, size).
 
-    Short side to `size` (bicubic, antialiased), centre crop, mean and standard deviation. `aspect="pad"` first pads
-    to a square with the mean colour (LLaVA's expand2square: stage 2), "square" does not (stage 1). Raises
-    ConfigError on another aspect.
+    Short side to `size` (bicubic), centre crop, mean and standard deviation. `aspect="pad"` first pads to a square
+    with the mean colour (LLaVA's expand2square: stage 2), "square" does not (stage 1). antialias: as `transformers`
+    does; without, as the original, whose ToTensor came first: torchvision 0.15 resized tensors without antialiasing.
+    Raises ConfigError on another aspect.
     """
     if aspect not in ("square", "pad"):
         raise ConfigError(f"aspect={aspect!r}: choose square or pad.")
@@ -32,6 +34,9 @@ def preprocess_image(
         picture, width, height = padded, side, side
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
+    if not antialias:
+        pixels = rearrange(_normalise(torch.from_numpy(np.array(picture)), mean, std), "h w c -> 1 c h w")
+        return _centre(F.interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False), size)[0]
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     # rounds down, as transformers; torchvision's CenterCrop can start one pixel later at odd margins
     left, top = (width - size) // 2, (height - size) // 2
@@ -53,7 +58,12 @@ def preprocess_video(frames: np.ndarray, size: int, mean: Colour = CLIP_MEAN, st
     else:
         height, width = size, int(width / height * size)
     pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
-    top, left = round((height - size) / 2), round((width - size) / 2)  # as torchvision's CenterCropVideo
+    return _centre(pixels, size)
+
+
+def _centre(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """The middle of (b, c, h, w), (b, c, size, size), as torchvision's CenterCrop rounds."""
+    top, left = (round((side - size) / 2) for side in pixels.shape[2:])
     return pixels[:, :, top : top + size, left : left + size].contiguous()
 
 

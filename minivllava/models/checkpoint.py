@@ -40,7 +40,8 @@ from minivllava.models.weights import Part, Weights, WithoutFirstWeights, count_
 FORMAT = "minivllava/1"
 # What differs between the paper, the original code and its port, and can be chosen at load.
 SWITCHES = (
-    "keep_cls_image", "keep_cls_video", "template", "stage1_template", "aspect", "stage1_aspect", "frame_sampling",
+    "keep_cls_image", "keep_cls_video", "template", "stage1_template", "aspect", "stage1_aspect", "antialias",
+    "frame_sampling",
 )  # fmt: skip
 # Fields that every config.json has had from the beginning. A later field may be missing: its default is what
 # was done before there was a choice.

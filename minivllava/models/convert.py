@@ -111,6 +111,8 @@ def losses(config: ModelConfig) -> list[str]:
         lost.append(f"the video encoder's temporal attention ({11 * video.layers} tensors)")
     if config.aspect == "pad":
         lost.append("pictures padded to a square (it crops them)")
+    if not config.antialias:
+        lost.append("pictures resized without antialiasing (it antialiases)")
     if not config.keep_cls_video:
         lost.append(
             "clips without CLS (it gives the language model one token a frame more than this model has learned)"

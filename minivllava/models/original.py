@@ -146,6 +146,7 @@ class Original:
             keep_cls_video=True,  # whatever mm_vision_select_feature says, in the public code since 2024
             template="v1",
             aspect="pad" if card.get("image_aspect_ratio") == "pad" else "square",
+            antialias=False,
         )
 
     def _tower(self, kind: str) -> Source | None:
