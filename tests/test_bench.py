@@ -1,5 +1,6 @@
 """`minivllava bench`: the peer is the same model, the counted work is the work, the cells hold what they say."""
 
+import math
 import json
 
 import pytest
@@ -27,7 +28,8 @@ def test_the_peer_is_the_same_model(model):
     result = compare(model, rounds=2, tokens=3, batches=(2,))
     assert result["difference"]["logits"] < 1e-4 and result["difference"]["same tokens"]
     assert [row["cell"] for row in result["rows"]] == ["forward", "forward+backward", "prefill", "decode"]
-    assert all(set(row["ms"]) == {"ours", "transformers"} and row["ratio"]["ours"] > 0 for row in result["rows"])
+    for row in result["rows"]:  # times are not judged: a decode step, the difference of two, can even be negative
+        assert set(row["ms"]) == {"ours", "transformers"} and math.isfinite(row["ratio"]["ours"])
 
 
 def test_ours_and_the_peer_share_their_weights_and_take_the_same_step(model):
