@@ -1,7 +1,7 @@
 """`minivllava bench`: the peer is the same model, the counted work is the work, the cells hold what they say."""
 
-import math
 import json
+import math
 
 import pytest
 import torch
