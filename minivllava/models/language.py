@@ -59,8 +59,8 @@ def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling | None) -> Tens
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates each head's two halves against each other by its position's angle. (b, k, s, e)."""
-    halves_swapped = x.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x * cos.to(x.dtype), halves_swapped, sin.to(x.dtype))
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos.to(x.dtype), torch.cat([second, first], dim=-1), sin.to(x.dtype))
 
 
 class LayerCache(NamedTuple):
