@@ -552,7 +552,8 @@ def test_the_real_assignments_are_graded_in_their_own_process(path, tmp_path):
 # nbgrader
 
 
-NBGRADER = os.environ.get("MINIVLLAVA_NBGRADER") or shutil.which("nbgrader")
+BESIDE_PYTHON = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+NBGRADER = os.environ.get("MINIVLLAVA_NBGRADER") or shutil.which("nbgrader", path=BESIDE_PYTHON)
 
 
 @pytest.mark.slow
