@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minivllava.config import ModelConfig
-from minivllava.data.build import cache_dir
+from minivllava.data.build import cache_dir, cores
 from minivllava.data.dataset import load_pixels
 
 VERSION = 1  # of decoding and preprocessing: another number, other files
@@ -69,10 +71,14 @@ def cache_media(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     array = None
-    loader = torch.utils.data.DataLoader(_Files(files, kind, config, frames), batch_size=batch_size, num_workers=0)
+    load = partial(load_pixels, kind=kind, config=config, frames=frames)
     try:
-        with tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar:
-            for pixels in loader:
+        with (
+            ThreadPoolExecutor(cores()) as threads,  # decoding lets go of Python's lock
+            tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar,
+        ):
+            for first in range(0, len(files), batch_size):
+                pixels = torch.stack(list(threads.map(load, files[first : first + batch_size])))
                 values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
                 if array is None:
                     shape = (len(files), *values.shape[1:])
@@ -84,19 +90,6 @@ def cache_media(
     finally:
         unfinished.unlink(missing_ok=True)
     return MediaCache(np.load(path, mmap_mode="r"), rows)
-
-
-class _Files(torch.utils.data.Dataset):
-    """Pixels of files, for a DataLoader."""
-
-    def __init__(self, files: list[str], kind: str, config: ModelConfig, frames: int):
-        self.files, self.kind, self.config, self.frames = files, kind, config, frames
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return load_pixels(self.files[index], self.kind, self.config, self.frames)
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
