@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from minivllava.attention import most_focused, visual_attention
 from minivllava.data.media import read_image, read_video
 from minivllava.errors import CheckpointError
 from minivllava.models.checkpoint import load_vllava
+from minivllava.models.storage import read_card
 from minivllava.models.vllava import VideoLLaVA
 
 SHOWN, ASKED, MISTAKES = 8, 3, 4  # files of each kind, questions on each, mistakes of each kind
@@ -111,13 +111,7 @@ def _wrong(predictions: Iterable[dict], kind: str | None = None) -> list[dict]:
 def _read(file: Path) -> dict:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: let the run finish first; its train command continues it.")
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): {REDO}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no JSON object: {REDO}.")
-    return content
+    return read_card(file, REDO)
 
 
 def _parts(evaluation: dict, file: Path) -> tuple[dict, dict]:

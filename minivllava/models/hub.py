@@ -1,12 +1,12 @@
 """Where a checkpoint is: in a folder, or on the Hugging Face hub."""
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from minivllava.errors import CheckpointError
+from minivllava.models.storage import read_card
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # what is small comes first: sizes are known, and refused, before gigabytes are downloaded
@@ -40,13 +40,7 @@ class Source:
         file = self.folder / "config.json"
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: name the folder of a finished checkpoint.")
-        try:
-            card = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} is no JSON ({error}): copy it again.") from error
-        if not isinstance(card, dict):
-            raise CheckpointError(f"{file} holds no JSON object: copy it again.")
-        return card
+        return read_card(file, "copy it again")
 
     def weights_folder(self) -> Path:
         """The folder with the weights too; of a hub id they are downloaded now, in one format only."""

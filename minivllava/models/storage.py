@@ -42,6 +42,17 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
         shutil.rmtree(old, ignore_errors=True)
 
 
+def read_card(file: Path, fix: str) -> dict:
+    """The JSON object in a file. Raises CheckpointError, which ends with how to mend it, where there is none."""
+    try:
+        card = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is no JSON that can be read ({error}): {fix}.") from error
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{file} holds no JSON object: {fix}.")
+    return card
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that writes files (of several that `accelerate launch` started)."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -33,6 +33,7 @@ from minivllava.models.checkpoint import (
 )
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
+from minivllava.models.storage import read_card
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video
@@ -108,15 +109,7 @@ def _completed(key: str, value):
 
 def _read(file: Path) -> dict:
     """A JSON object; an empty one where there is no file. Raises CheckpointError where it cannot be read."""
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): delete {file.parent} to start over.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no JSON object: delete {file.parent} to start over.")
-    return content
+    return read_card(file, f"delete {file.parent} to start over") if file.exists() else {}
 
 
 def _write(file: Path, text: str):
