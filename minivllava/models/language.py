@@ -21,7 +21,7 @@ from minivllava.models.layers import attention_weights
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last axis; computed in float32."""
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis; the mean is computed in float32."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -29,7 +29,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one kernel; on a CPU, twice as many as:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(norm.new_tensor(self.eps), norm, norm, value=1 / x.shape[-1]).rsqrt()
+        return (x * scale).to(x.dtype) * self.weight
 
 
 def rotary_angles(
@@ -68,14 +72,17 @@ class LayerCache(NamedTuple):
 
     keys: Tensor  # (b, k, s, e), of the positions that attention reads
     values: Tensor
-    places: Tensor | None  # where the new positions go, (b, k, s, e); None: they are all there is
+    places: slice | Tensor  # where the new positions go: the same in all rows, or (b, k, s, e)
     mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: each sees itself and all before it
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values (b, k, s, e); returns all there are to attend to."""
-        if self.places is None:
-            return self.keys.copy_(key), self.values.copy_(value)
-        return self.keys.scatter_(2, self.places, key), self.values.scatter_(2, self.places, value)
+        for stored, new in ((self.keys, key), (self.values, value)):
+            if isinstance(self.places, slice):
+                stored[:, :, self.places] = new
+            else:
+                stored.scatter_(2, self.places, new)
+        return self.keys, self.values
 
 
 @dataclass
@@ -115,23 +122,25 @@ class KVCache:
 
     def begin(self, positions: Tensor | None, length: int) -> list[LayerCache]:
         """Each layer's share, for new positions (b, s); None: `length` of them from 0 on, as if it was empty."""
-        places = mask = None
+        places, mask = slice(0, length), None
         if positions is None:
             self.used = length
+        elif self._appends(positions):
+            places = slice(self.used - 1, self.used)
         else:
-            if self.used < self.size:
-                self.used = max(self.used, int(positions.max()) + 1)
-            k, e = self.keys.shape[2], self.keys.shape[4]
-            places = repeat(positions, "b s -> b k s e", k=k, e=e)
-            mask = self._mask(positions)
+            places = positions[:, None, :, None].expand(-1, self.keys.shape[2], -1, self.keys.shape[4])
+            unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
+            mask = self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
         layers = (stored[:, :, :, : self.used].unbind() for stored in (self.keys, self.values))
         return [LayerCache(keys, values, places, mask) for keys, values in zip(*layers, strict=True)]
 
-    def _mask(self, positions: Tensor) -> Tensor | None:
-        if self.used < self.size and positions.shape[1] == 1 and int(positions.min()) == self.used - 1:
-            return None  # one new token in each row, at the end of all rows
-        unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
-        return self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
+    def _appends(self, positions: Tensor) -> bool:
+        """Notes how far the cache is filled; whether the positions are one in each row, at the end of all rows."""
+        if self.used == self.size:
+            return False
+        first, last = (int(position) for position in positions.aminmax())
+        self.used = max(self.used, last + 1)
+        return positions.shape[1] == 1 and first == self.used - 1
 
 
 class CausalAttention(nn.Module):
@@ -151,11 +160,12 @@ class CausalAttention(nn.Module):
 
     def split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys, values: (b, k, s, e) each, k = kv_heads for the last two."""
-        cut, length = "(b s) (k e) -> b k s e", cos.shape[2]
-        query = rearrange(self.query(x), cut, s=length, k=self.heads)
-        key = rearrange(self.key(x), cut, s=length, k=self.kv_heads)
-        value = rearrange(self.value(x), cut, s=length, k=self.kv_heads)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+        heads = self.heads + self.kv_heads
+        joint = torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
+        joint = rearrange(joint, "(b s) (k e) -> b k s e", s=cos.shape[2], k=heads + self.kv_heads)
+        turned, value = joint.split([heads, self.kv_heads], dim=1)
+        query, key = rotate(turned, cos, sin).split([self.heads, self.kv_heads], dim=1)
+        return query, key, value
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
         query, key, value = self.split(x, cos, sin)
