@@ -265,6 +265,8 @@ def test_a_run_of_that_name_with_another_recipe(run, refused, model, place):
         (["--set", "stage2.steps=many"], ["many"]),
         (["--set", "stage2.steps"], ["FIELD=VALUE"]),
         (["--set", "model.image.patch_size=7"], ["patch_size 7"]),
+        (["--set", "world.images=-5"], ["images is -5"]),
+        (["--name", "../elsewhere"], ["../elsewhere", "runs"]),
     ],
 )
 def test_presets_and_changes_that_do_not_exist(refused, arguments, words):

@@ -67,6 +67,8 @@ def train(
         recipe = replace(recipe, stage2=lora_recipe(recipe.stage2))
     recipe = override(recipe, *change)
     folder = RUNS / (name or preset)
+    if folder.resolve().parent != RUNS.resolve():
+        raise ConfigError(f"--name {name} is a path: give a plain name, that of a folder under {RUNS}/.")
     if data:
         if init is None:
             raise DataError("--data needs --init CHECKPOINT, e.g. --init data/pretrained/tiny.")

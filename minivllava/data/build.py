@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +66,11 @@ class WorldConfig:
             raise ConfigError(f"The world's size is {self.size} pixels: use an even number of at least 16.")
         if self.frames < 5:
             raise ConfigError(f"Clips of {self.frames} frames cannot hold two events: use at least 5.")
+        for field in fields(self):
+            if getattr(self, field.name) < 0:
+                raise ConfigError(f"The world's {field.name} is {getattr(self, field.name)}: use at least 0.")
+        if self.fps < 1:
+            raise ConfigError(f"The world's fps is {self.fps}: use at least 1.")
 
 
 def evaluation_only(config: WorldConfig) -> WorldConfig:
