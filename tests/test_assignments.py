@@ -17,6 +17,7 @@ from minivllava.assignments.assign import assign, student_copy
 from minivllava.assignments.grade import Limits, grade
 from minivllava.assignments.notebook import HIDDEN, SOLUTION, parts, read_notebook, source
 from minivllava.assignments.tables import totals, write_tables
+from minivllava.assignments.worker import compiled
 from minivllava.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -465,14 +466,14 @@ def played():
     def play(name: str):
         if name not in done:
             notebook = read_notebook(NOTEBOOKS / "assignments" / f"{name}.ipynb")
-            names: dict = {"__name__": "__main__"}
+            names: dict = {"__name__": "__main__", "display": print}
             framework, before = parts(notebook, name), []
             last = max(n for n, part in enumerate(framework) if part.role == "test")
             needed = _needed(framework[: last + 1])
             for part in framework[: last + 1]:
                 before.append(dict(names))
                 if part.cell["cell_type"] == "code" and part.name in needed:
-                    exec(compile(source(part.cell), f"<{part.name}>", "exec"), names)
+                    exec(compiled(source(part.cell), f"<{part.name}>"), names)
             done[name] = framework, before
         return done[name]
 

@@ -123,7 +123,7 @@ class Session:
 
     def _execute(self, step: dict) -> str | None:
         try:
-            code = _compiled(step["source"], f"<cell {step['name']}>")
+            code = compiled(step["source"], f"<cell {step['name']}>")
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             return _told(error, step["name"])
         try:
@@ -146,7 +146,7 @@ class Session:
         return None
 
 
-def _compiled(source: str, name: str):
+def compiled(source: str, name: str):
     """Code of a cell. Lines of shell and magic commands, which only Jupyter knows, are left out."""
     try:
         return compile(source, name, "exec")

@@ -8,11 +8,10 @@ from minivllava.figures.frames import draw_frames, frames_height
 from minivllava.figures.style import LINE, ORANGE, Page, clean, new_figure, quiet_bar, wrapped
 
 
-def clip_strips(clips: dict[str, np.ndarray], width: float = 9.0, dark: bool = False):
-    """Clips below each other, frames in order of time, each under its title.
-
-    clips: title -> uint8 (t, h, w, 3).
-    """
+def clip_strips(
+    clips: dict[str, np.ndarray], columns: str = "frame, in order of time", width: float = 9.0, dark: bool = False
+):  # fmt: skip
+    """Clips below each other, each under its title. clips: title -> uint8 (t, h, w, 3). columns: what these are."""
     size = 10
     titles = [len(wrapped(title, width, size)) * size * LINE / 72 + 0.06 for title in clips]
     strips = [frames_height(frames, width, len(frames)) for frames in clips.values()]
@@ -24,7 +23,7 @@ def clip_strips(clips: dict[str, np.ndarray], width: float = 9.0, dark: bool = F
         draw_frames(axes, frames, len(frames))
         top += above + strip + 0.12
     axes.set_xticks(np.arange(len(frames)) + 0.48, range(1, len(frames) + 1))
-    axes.set_xlabel("frame, in order of time", color=page.ink.muted, fontsize=10)
+    axes.set_xlabel(columns, color=page.ink.muted, fontsize=10)
     axes.tick_params(axis="x", length=0, labelsize=10, labelcolor=page.ink.muted)
     return page.figure
 
