@@ -1,14 +1,9 @@
 """Sizes and recipes: one frozen dataclass per part; presets.py fills them in.
 
-Vary a preset with `dataclasses.replace`, or with `override(preset, "stage2.steps=500")`.
+Vary a preset with `dataclasses.replace`, or with `overrides.override(preset, "stage2.steps=500")`.
 """
 
-import dataclasses
-import json
-import types
-import typing
 from dataclasses import dataclass
-from dataclasses import replace as with_changes
 
 from minivllava.data.build import WorldConfig
 from minivllava.errors import ConfigError
@@ -286,85 +281,3 @@ class Preset:
     def __post_init__(self):
         if not 0 <= self.pictures_first <= 1:
             raise ConfigError(f"pictures_first is {self.pictures_first}, a share of stage 2's steps: use 0 to 1.")
-
-
-def to_dict(config) -> dict:
-    """A config dataclass as plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(kind: type, values: dict):
-    """The inverse of `to_dict`; a field that is left out takes its default.
-
-    Raises ConfigError that names any unknown field, or one that has no default and is missing.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"A {kind.__name__} is an object of named fields, not {values!r}.")
-    hints = typing.get_type_hints(kind)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise ConfigError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}.")
-    needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
-    if needed - set(values):
-        raise ConfigError(f"{kind.__name__} lacks the field {', '.join(sorted(needed - set(values)))}.")
-    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
-
-
-def _typed(hint, value):
-    """A JSON value as its field wants it: nested configs (optional ones and dicts of them too), tuples for lists."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is types.UnionType:
-        if value is None:
-            return None
-        kinds = [argument for argument in arguments if argument is not types.NoneType]
-        # of several configs, the one that has all these fields
-        known = (kind for kind in kinds if isinstance(value, dict) and set(value) <= set(typing.get_type_hints(kind)))
-        hint = next(known, kinds[0])
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    if typing.get_origin(hint) is dict and isinstance(value, dict):
-        return {key: _typed(arguments[1], item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
-
-def override(config, *assignments: str):
-    """A copy of a config with dotted fields changed, e.g. `override(preset("tiny"), "stage2.steps=500")`.
-
-    Raises ConfigError when a field does not exist or a value has the wrong type.
-    """
-    for assignment in assignments:
-        path, sign, text = assignment.partition("=")
-        if not sign:
-            raise ConfigError(f"{assignment!r} is no assignment; write FIELD=VALUE, e.g. stage2.steps=500.")
-        config = _override(config, path.split("."), text, assignment)
-    return config
-
-
-def _override(config, path: list[str], text: str, assignment: str):
-    names = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    if path[0] not in names:
-        raise ConfigError(f"{assignment!r}: there is no field {path[0]!r}; choose one of {', '.join(names)}.")
-    old = getattr(config, path[0])
-    if len(path) > 1:
-        return with_changes(config, **{path[0]: _override(old, path[1:], text, assignment)})
-    if isinstance(old, str):
-        return with_changes(config, **{path[0]: text})
-    try:
-        new = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{assignment!r}: {text!r} is no {type(old).__name__}.") from error
-    fits = isinstance(new, type(old)) or (isinstance(old, float) and isinstance(new, int))
-    if isinstance(old, tuple):
-        new, fits = (tuple(new), True) if isinstance(new, list) else (new, False)
-    if not fits or (isinstance(new, bool) and not isinstance(old, bool)):
-        raise ConfigError(f"{assignment!r}: {text!r} is no {type(old).__name__}.")
-    return with_changes(config, **{path[0]: new})
-
-
-def __getattr__(name: str):
-    """`preset` and `PRESETS` can be imported from here as well; they live in presets.py, which needs this module."""
-    if name in ("preset", "PRESETS"):
-        from minivllava import presets
-
-        return getattr(presets, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

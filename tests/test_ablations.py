@@ -28,7 +28,7 @@ from minivllava.ablations.results import (
     write_results,
 )
 from minivllava.ablations.runner import grid, run_grid, stand_alone
-from minivllava.ablations.settings import Mixture, Settings, base_settings, cell_key, changed
+from minivllava.ablations.settings import Mixture, Settings, base_settings, cell_key
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
 from minivllava.ablations.study import load_study, study_names
 from minivllava.cli import app
@@ -38,6 +38,7 @@ from minivllava.data.world import sample_scene
 from minivllava.errors import CheckpointError, ConfigError, DataError, DivergedError, MinivllavaError
 from minivllava.models.checkpoint import save_model
 from minivllava.models.language import LanguageModel
+from minivllava.overrides import override
 
 WORLD = WorldConfig(
     size=16, images=6, clips=6, align_images=8, align_clips=4, text_documents=8, validation=0, test=3, compositional=0
@@ -93,7 +94,7 @@ def shared_parts(folder, tmp_path_factory) -> Parts:
 
 
 def test_changes_set_multiply_and_take_effect_together(settings):
-    narrow = changed(
+    narrow = override(
         settings, "model.image.width*=0.5", "model.video.width*=0.5", "stage2.steps*=0.1", "temporal=false",
         "model.projector=linear", "stage1.learning_rate*=2", "data2.clips=0.25",
     )  # fmt: skip
@@ -124,29 +125,29 @@ def test_changes_set_multiply_and_take_effect_together(settings):
 def test_changes_that_make_no_sense_are_refused(settings, change, told):
     if told is None:
         with pytest.raises(ConfigError, match="nothing to learn"):
-            changed(settings, change, "data1.clips=0")
+            override(settings, change, "data1.clips=0")
         return
     with pytest.raises(ConfigError, match=told):
-        changed(settings, change)
+        override(settings, change)
 
 
 def test_a_key_hashes_all_that_matters_and_nothing_else(settings):
     key = cell_key(settings, 0, "w")
     assert (
-        cell_key(changed(settings, "align_image.steps=9", "language.steps=9", "world.text_documents=1"), 0, "w") == key
+        cell_key(override(settings, "align_image.steps=9", "language.steps=9", "world.text_documents=1"), 0, "w") == key
     )
-    used = changed(settings, "image_encoder=mae")
-    assert cell_key(changed(used, "align_image.steps=9"), 0, "w") != cell_key(used, 0, "w")
+    used = override(settings, "image_encoder=mae")
+    assert cell_key(override(used, "align_image.steps=9"), 0, "w") != cell_key(used, 0, "w")
     others = [
         cell_key(settings, 1, "w"), cell_key(settings, 0, "v"), cell_key(used, 0, "w"),
-        *(cell_key(changed(settings, change), 0, "w") for change in (
+        *(cell_key(override(settings, change), 0, "w") for change in (
             "stage2.steps=9", "stage1.learning_rate=0.5", "world.images=5", "model.select_layer=-1", "data1.budget=0",
             "temporal=false", "depth=bound", "language_model=trained", "baselines=true",
         )),
     ]  # fmt: skip
     assert len({key, *others}) == 1 + len(others)
-    left_out = changed(settings, "data1.budget=0")
-    assert cell_key(changed(left_out, "stage1.steps=9"), 0, "w") == cell_key(left_out, 0, "w")
+    left_out = override(settings, "data1.budget=0")
+    assert cell_key(override(left_out, "stage1.steps=9"), 0, "w") == cell_key(left_out, 0, "w")
 
 
 @pytest.mark.parametrize("preset", ("sample", "tiny", "small"))
@@ -334,7 +335,7 @@ def test_a_seed_draws_the_order_of_the_data_and_steps_follow_the_mixture(setting
         stage = lambda model, records, config, *_, **__: asked.append((config.seed, config.steps, len(records))) or []  # noqa: E731
         monkeypatch.setattr(cell_module, name, stage)
     data = Data(WORLD, progress=False)
-    its = changed(settings, "stage1.steps=8", "stage2.steps=12", "data2.clips=0", "data2.budget=2")
+    its = override(settings, "stage1.steps=8", "stage2.steps=12", "data2.clips=0", "data2.budget=2")
     cell_module.train_stages(parts.model(its, 7), its, 7, data, None, Path("nowhere"))
     assert asked == [(7, 8, 12), (7, 12, 6)]
 
@@ -350,7 +351,7 @@ def test_arms_with_the_same_encoders_share_features_and_a_seed_its_projector(set
     monkeypatch.setattr(cell_module, "train_stages", train_stages)
     run_cell(settings, 0, parts)
     caches = set(Path(os.environ["MINIVLLAVA_CACHE"]).glob("features/*"))
-    run_cell(changed(settings, "data2.clips=0.5", "stage2.learning_rate=0.1"), 0, parts)
+    run_cell(override(settings, "data2.clips=0.5", "stage2.learning_rate=0.1"), 0, parts)
     assert set(Path(os.environ["MINIVLLAVA_CACHE"]).glob("features/*")) == caches and len(caches) >= 2
     assert torch.equal(starts[1.0, 0], starts[0.5, 0])
 
@@ -368,7 +369,7 @@ def test_arms_with_the_same_encoders_share_features_and_a_seed_its_projector(set
     ],
 )
 def test_every_kind_of_arm_trains(settings, shared_parts, changes):
-    its = changed(settings, *changes)
+    its = override(settings, *changes)
     result = run_cell(its, 0, shared_parts)
     assert {"image", "video", "pope"} <= set(result["metrics"])
     assert set(result["steps"]) == {n for n, d in (("stage1", its.data1), ("stage2", its.data2)) if d.budget}
@@ -383,14 +384,14 @@ def test_further_modalities_are_plugged_into_one_finished_model(settings, parts,
     monkeypatch.setattr(cell_module, "train_stages", lambda *a, **o: trained.append(1) or before(*a, **o))
     results = {}
     for depth in ("picture", "rgb", "mae", "bound"):
-        results[depth] = run_cell(changed(settings, f"depth={depth}"), 0, parts)
+        results[depth] = run_cell(override(settings, f"depth={depth}"), 0, parts)
         assert results[depth]["steps"] == {}, "no training of projector or language model"
-    tuned = run_cell(changed(settings, "depth=bound", "depth_tuning=0.5", "stage2.steps=4"), 0, parts)
+    tuned = run_cell(override(settings, "depth=bound", "depth_tuning=0.5", "stage2.steps=4"), 0, parts)
     assert tuned["steps"] == {"depth": 2} and len(trained) == 2, "once for each recipe and seed, whatever the arm"
     assert all("depth" in result["metrics"] for result in results.values())
     model = parts.model(settings, 0)
     rgb, bound, mae = (
-        parts.depth_encoder(changed(settings, f"depth={depth}"))["layers.0.mlp.up.weight"]
+        parts.depth_encoder(override(settings, f"depth={depth}"))["layers.0.mlp.up.weight"]
         for depth in ("rgb", "bound", "mae")
     )
     own = model.image_encoder.layers[0].mlp.up.weight
@@ -401,9 +402,9 @@ def test_further_modalities_are_plugged_into_one_finished_model(settings, parts,
 
 def test_shipped_parts_of_other_sizes_are_refused(settings, parts):
     with pytest.raises(ConfigError, match="--parts"):
-        parts.model(changed(settings, "model.language.layers=3"), 0)
+        parts.model(override(settings, "model.language.layers=3"), 0)
     with pytest.raises(ConfigError, match="image encoder"):
-        parts.model(changed(settings, "model.image.layers=3"), 0)
+        parts.model(override(settings, "model.image.layers=3"), 0)
 
 
 def fake_cell(counts):
@@ -417,7 +418,7 @@ def fake_cell(counts):
 
 
 def test_an_interrupted_grid_continues_and_computes_nothing_twice(settings, parts, monkeypatch):
-    arms = {"a": settings, "b": changed(settings, "stage2.steps=9"), "same as a": settings}
+    arms = {"a": settings, "b": override(settings, "stage2.steps=9"), "same as a": settings}
     cells = grid(arms, 2, parts.fingerprint)
     assert [(c.arm, c.seed) for c in cells[:4]] == [("a", 0), ("b", 0), ("same as a", 0), ("a", 1)]
     counts = []
@@ -452,7 +453,7 @@ def test_known_results_are_not_computed_again(settings, parts, monkeypatch):
 
 
 def test_processes_share_a_grid_and_find_the_same_numbers(settings, folder, tmp_path):
-    arms = {"a": settings, "b": changed(settings, "model.projector=linear")}
+    arms = {"a": settings, "b": override(settings, "model.projector=linear")}
     found = {}
     for processes in (1, 2):
         parts = Parts(folder, tmp_path / str(processes), "cpu", progress=False)
@@ -466,7 +467,7 @@ def test_processes_share_a_grid_and_find_the_same_numbers(settings, folder, tmp_
 def test_a_helper_makes_the_world_that_its_cell_needs(settings, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
     parts = Parts(folder, tmp_path / "store", "cpu", progress=False)
-    (cell,) = grid({"a": changed(settings, "image_encoder=mae")}, 1, parts.fingerprint)
+    (cell,) = grid({"a": override(settings, "image_encoder=mae")}, 1, parts.fingerprint)
     threads = torch.get_num_threads()
     (helper,) = runner_module._start_helpers(1, [cell], parts)
     helper.join()
@@ -554,7 +555,7 @@ def test_the_config_hash_follows_what_is_compared():
     study, tiny = load_study("layer"), base_settings("tiny")
     hashes = {
         summarise(study, "tiny", *made_up(study, start, seeds))["config_hash"]
-        for start, seeds in ((tiny, 1), (tiny, 3), (changed(tiny, "stage2.steps=9"), 1))
+        for start, seeds in ((tiny, 1), (tiny, 3), (override(tiny, "stage2.steps=9"), 1))
     }
     assert len(hashes) == 2, "not of how many seeds there are"
 

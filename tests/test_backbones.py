@@ -12,7 +12,7 @@ from tiny import tiny_config, tiny_vllava, training, write_records
 from torch import nn
 
 from minivllava.chat import Conversation, answer_prompts
-from minivllava.config import ModelConfig, TrainingConfig, from_dict, to_dict
+from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.dataset import load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
@@ -29,6 +29,7 @@ from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.overrides import from_dict, to_dict
 from minivllava.training.lora import lora, lora_recipe
 from minivllava.training.stages import stage2
 

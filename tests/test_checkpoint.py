@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 
 from minivllava import VideoLLaVA
-from minivllava.config import from_dict, override, preset, to_dict
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models import huggingface, storage
 from minivllava.models.checkpoint import (
@@ -30,6 +29,8 @@ from minivllava.models.checkpoint import (
 )
 from minivllava.models.language import LanguageModel
 from minivllava.models.vision import VideoEncoder
+from minivllava.overrides import from_dict, override, to_dict
+from minivllava.presets import preset
 
 LAYER = ["attention_norm", "attention.query", "attention.output", "mlp_norm", "mlp.gate", "mlp.down"]
 

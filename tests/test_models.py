@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from tiny import VISION, tiny_config, tiny_languagebind, tiny_vllava
 from torch.nn.utils.rnn import pad_sequence
 
-from minivllava.config import LanguageConfig, VisionConfig, preset
+from minivllava.config import LanguageConfig, VisionConfig
 from minivllava.data.conversation import IGNORE, VISUAL
 from minivllava.data.tokenizer import pad_rows
 from minivllava.errors import DataError
@@ -20,6 +20,7 @@ from minivllava.models.layers import Attention, attention_weights
 from minivllava.models.text import TextEncoder
 from minivllava.models.vision import ImageEncoder, VideoEncoder, drop_patches
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.presets import preset
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 TEMPORAL = dataclasses.replace(VISION, temporal=True)

@@ -11,13 +11,15 @@ from foreign import write_language_model, write_tower
 from tiny import COLOURS, square, training
 
 from minivllava.cli import main
-from minivllava.config import ModelConfig, preset, to_dict
+from minivllava.config import ModelConfig
 from minivllava.data.dataset import Conversations, load_records
 from minivllava.data.media import write_image, write_video
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
 from minivllava.models.language import DecoderLayer
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.overrides import to_dict
+from minivllava.presets import preset
 from minivllava.training import recipe as recipe_module
 from minivllava.training.plan import plan_recipe
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 
 from minivllava import figures, report
 from minivllava.attention import most_focused, visual_attention
-from minivllava.config import preset, to_dict
 from minivllava.data.conversation import VISUAL
 from minivllava.data.media import write_image, write_video
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError
 from minivllava.evaluation.evaluate import table
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.overrides import to_dict
+from minivllava.presets import preset
 
 QUESTIONS = {"image": "What shape is the object?", "video": "Which way does it move?"}
 LOOKS = ("light", "dark", "light_narrow", "dark_narrow")

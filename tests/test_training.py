@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import COLOURS, tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training, write_records
 from train_worker import run_task
 
-from minivllava.config import TrainingConfig, override, preset
+from minivllava.config import TrainingConfig
 from minivllava.data.dataset import Conversations, load_records, unique_files
 from minivllava.errors import (
     CheckpointError,
@@ -29,6 +29,8 @@ from minivllava.errors import (
 )
 from minivllava.models.checkpoint import load_vllava
 from minivllava.models.vllava import Loss
+from minivllava.overrides import override
+from minivllava.presets import preset
 from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import pretrain_language, train_tokenizer

@@ -1,15 +1,14 @@
 """Settings: all that decides the numbers of a cell, but its seed and the weights it starts from.
 
-A study's arms are changes to one base, written FIELD=VALUE, or FIELD*=FACTOR so that they suit every preset.
+A study's arms are changes to one base (see overrides.py); FIELD*=FACTOR suits every preset.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, replace
 
-from minivllava.config import ModelConfig, TrainingConfig, from_dict, to_dict
+from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data import build
 from minivllava.data.build import WorldConfig
 from minivllava.errors import ConfigError
@@ -88,44 +87,6 @@ def base_settings(name: str) -> Settings:
     else:
         raise ConfigError(f"The ablations have no budget for the preset {name!r}; choose sample, tiny or small.")
     return Settings(recipe.model, world, stage1, stage2, recipe.align_image, recipe.align_video, recipe.language)
-
-
-def changed(settings: Settings, *assignments: str) -> Settings:
-    """Settings with fields changed: "model.projector=linear" sets, "model.language.width*=0.5" multiplies.
-
-    All changes take effect together, so widths that belong together may change one after the other.
-    Raises ConfigError when a field does not exist or a value has the wrong type.
-    """
-    values = to_dict(settings)
-    for assignment in assignments:
-        path, sign, text = assignment.partition("=")
-        if not sign:
-            raise ConfigError(f"{assignment!r} is no change; write FIELD=VALUE, e.g. stage2.steps=500.")
-        *parents, field = path.removesuffix("*").split(".")
-        place = values
-        for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or field not in place or isinstance(place[field], dict):
-            known = ", ".join(place) if isinstance(place, dict) else "another path"
-            raise ConfigError(f"{assignment!r}: there is no field {field!r} here; choose one of {known}.")
-        place[field] = _value(assignment, place[field], text, multiply=path.endswith("*"))
-    return from_dict(Settings, values)
-
-
-def _value(assignment: str, old, text: str, multiply: bool):
-    if isinstance(old, str) and not multiply:
-        return text
-    try:
-        new = json.loads(text)
-    except json.JSONDecodeError:
-        new = None
-    number = isinstance(new, int | float) and not isinstance(new, bool)
-    if multiply and number and type(old) in (int, float):
-        return old * new if isinstance(old, float) else max(1, round(old * new))
-    fits = isinstance(new, type(old)) and isinstance(new, bool) == isinstance(old, bool)
-    if multiply or not (fits or (isinstance(old, float) and number and math.isfinite(new))):
-        raise ConfigError(f"{assignment!r}: {text!r} does not fit a field that holds {old!r}.")
-    return new
 
 
 def train_world(world: WorldConfig) -> WorldConfig:

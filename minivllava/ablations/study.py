@@ -18,8 +18,9 @@ from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 
-from minivllava.ablations.settings import Settings, changed
+from minivllava.ablations.settings import Settings
 from minivllava.errors import ConfigError
+from minivllava.overrides import override
 
 METRICS = {
     "image": "pictures",
@@ -75,10 +76,10 @@ class Study:
 
     def settings(self, start: Settings) -> dict[str, Settings]:
         """Each arm's settings, by its name; start: `base_settings` of a preset."""
-        base = changed(start, *self.base)
+        base = override(start, *self.base)
         # layers count from the end, so that "the middle" is another number in every preset
         middle = -1 - base.model.image.layers // 2
-        arms = {arm.name: changed(base, *(text.format(middle=middle) for text in arm.set)) for arm in self.arms}
+        arms = {arm.name: override(base, *(text.format(middle=middle) for text in arm.set)) for arm in self.arms}
         return arms | {self.reference: replace(arms[self.reference], baselines=True)}
 
 

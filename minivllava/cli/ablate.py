@@ -49,13 +49,14 @@ def ablate(
         raise ConfigError(f"Name a study: {', '.join(study_names())}, or all.")
     from minivllava.ablations.parts import Parts
     from minivllava.ablations.runner import stand_alone
-    from minivllava.ablations.settings import base_settings, changed
+    from minivllava.ablations.settings import base_settings
     from minivllava.ablations.statistics import require_scipy
+    from minivllava.overrides import override
 
     require_scipy()
     rank, _ = stand_alone()
     studies = [load_study(name) for name in (study_names() if names == ["all"] else names)]
-    settings = changed(base_settings(preset), *change)
+    settings = override(base_settings(preset), *change)
     usual = preset == "tiny" and parts == PARTS and not change
     out = out or (RESULTS if usual else RUNS / "ablations" / "results" / preset)
     found = Parts(parts, RUNS / "ablations", device, progress=rank == 0)

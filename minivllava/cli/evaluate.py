@@ -79,9 +79,9 @@ def evaluate(
         if results:  # in the first of several processes
             _print_run(chosen.title, results, out)
         return
-    from minivllava.config import override
     from minivllava.data.build import build_world, evaluation_only
     from minivllava.evaluation.evaluate import evaluate_world
+    from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
     model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once

@@ -28,11 +28,11 @@ def port(
     """
     from dataclasses import replace
 
-    from minivllava.config import override
     from minivllava.data.build import build_world, evaluation_only
     from minivllava.evaluation.port import WITH, WITHOUT, port_study, views
     from minivllava.evaluation.predictions import write_json
     from minivllava.figures.port import port_lost
+    from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
     model = load_model(checkpoint, device, dtype)

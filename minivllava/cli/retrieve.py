@@ -83,8 +83,8 @@ def _world(preset: str, change: list[str], modality: str) -> Path:
     """The folder of the embedded world's held-out splits; depth maps are made where they are asked for."""
     from dataclasses import replace
 
-    from minivllava.config import override
     from minivllava.data.build import build_world, evaluation_only
+    from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
     config = evaluation_only(override(named_preset(preset), *change).world)

@@ -53,7 +53,7 @@ def train(
 
     An interrupted run continues where it stopped when the same command is given again.
     """
-    from minivllava.config import override
+    from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
     if from_scratch and (data or init):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig, from_dict, to_dict
+from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models import huggingface
@@ -36,6 +36,7 @@ from minivllava.models.storage import (  # noqa: F401  (one place to import stor
 )
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.models.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
+from minivllava.overrides import from_dict, to_dict
 
 FORMAT = "minivllava/1"
 # What differs between the paper, the original code and its port, and can be chosen at load.

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minivllava.config import TrainingConfig, to_dict
+from minivllava.config import TrainingConfig
 from minivllava.errors import CheckpointError, ConfigError, DivergedError
 from minivllava.models.checkpoint import check_tensors, gathered, load_tensors, save_tensors, write_folder
 from minivllava.models.vllava import Loss
+from minivllava.overrides import to_dict
 
 
 @dataclass

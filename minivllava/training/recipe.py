@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from minivllava.config import Preset, TrainingConfig, from_dict, override, to_dict
+from minivllava.config import Preset, TrainingConfig
 from minivllava.data.dataset import load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
 from minivllava.models.backbones import assemble, load_encoder, load_language_model
 from minivllava.models.checkpoint import load_vllava, save_vllava
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
 from minivllava.training.lora import lora_recipe
 from minivllava.training.run import Run

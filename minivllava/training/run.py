@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from minivllava.config import ModelConfig, Preset, TrainingConfig, from_dict, to_dict
+from minivllava.config import ModelConfig, Preset, TrainingConfig
 from minivllava.data.build import build_world
 from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
@@ -35,6 +35,7 @@ from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.storage import read_card
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
