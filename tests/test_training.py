@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import COLOURS, tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training, write_records
+from tiny import COLOURS, square, tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training, write_records
 from train_worker import run_task
 
 from minivllava.config import TrainingConfig
-from minivllava.data.dataset import Conversations, load_records, unique_files
+from minivllava.data.cache import cache_media
+from minivllava.data.dataset import Conversations, load_pixels, load_records, unique_files
+from minivllava.data.media import write_image
 from minivllava.errors import (
     CheckpointError,
     ConfigError,
@@ -343,6 +345,18 @@ def test_accumulation_changes_nothing(records, tmp_path):
     parts, parts_log = run_task("stage2", records, replace(config, accumulation=4), tmp_path / "4")
     torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=1e-6)
     assert_same_log(parts_log, log)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_cache_of_several_batches_holds_every_file(tmp_path, monkeypatch, progress):
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    files = [str(tmp_path / f"{number}.png") for number in range(5)]
+    for number, file in enumerate(files):
+        write_image(file, square("red", number))
+    config = tiny_config(300)
+    cache = cache_media(files, "image", config, batch_size=2, progress=progress)
+    for file in files:
+        assert torch.equal(cache[file], load_pixels(file, "image", config, 1))
 
 
 def test_cached_features_train_the_same_model(records, tmp_path):

@@ -19,7 +19,7 @@ from minivllava.config import ModelConfig
 from minivllava.data.build import cache_dir, cores
 from minivllava.data.dataset import load_pixels
 
-VERSION = 1  # of decoding and preprocessing: another number, other files
+VERSION = 2  # of decoding, preprocessing and writing: another number, other files
 
 
 class MediaCache:
@@ -78,12 +78,13 @@ def cache_media(
             tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar,
         ):
             for first in range(0, len(files), batch_size):
-                pixels = torch.stack(list(threads.map(load, files[first : first + batch_size])))
+                some = slice(first, first + batch_size)
+                pixels = torch.stack(list(threads.map(load, files[some])))
                 values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
                 if array is None:
                     shape = (len(files), *values.shape[1:])
                     array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=dtype, shape=shape)
-                array[bar.n : bar.n + len(values)] = values
+                array[some] = values
                 bar.update(len(values))
         array.flush()
         os.replace(unfinished, path)
