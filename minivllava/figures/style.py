@@ -36,8 +36,8 @@ DARK = Inks("#16191d", "#e8eaed", "#9aa4af", "#363c44", SKY, "#2f6288", "#2fc79a
 
 def wrapped(text: str, width: float, size: float) -> list[str]:
     """The lines of a text that stands `size` points high in `width` inches."""
-    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
-    return textwrap.wrap(text, max(8, int(width * 72 / (0.55 * size)))) or [""]  # 0.55: a letter's mean width
+    letters = max(8, int(width * 72 / (0.55 * size)))  # 0.55: a letter's mean width
+    return textwrap.wrap(text.replace(" %", "\N{NO-BREAK SPACE}%"), letters, break_on_hyphens=False) or [""]
 
 
 class Page:
