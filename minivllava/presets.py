@@ -54,6 +54,7 @@ def _demo() -> Preset:
         ),
         stage1=with_changes(tiny.stage1, steps=150),
         stage2=with_changes(tiny.stage2, steps=500),
+        pictures_first=0.0,
     )  # fmt: skip
 
 

@@ -37,15 +37,18 @@ def write_answers(folder: Path) -> Path:
     lines = [
         "# The ten questions", "",
         "Answers from the finished studies: differences in points with their 95 % intervals, and the paper's where it "
-        "has that experiment. What is undecided may be true and too small to see with these seeds. Written by "
-        "`minivllava ablate`.", "",
+        "has that experiment. What is undecided may be true and too small to see with these seeds; and of "
+        f"{sum(len(study['claims']) for study in results.values())} intervals one in twenty misses the truth by chance: "
+        "trust those least that end near zero. Written by `minivllava ablate`.", "",
         "| | question | asked how | answer at this scale | figure | how sure |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for number, (question, how, studies) in QUESTIONS.items():
         there = [results[study] for study in studies if study in results]
         figures = " ".join(f"[{study['study']}]({study['study']}.md)" for study in there)
-        sure = "<br>".join(confidence(study) for study in there)
-        lines.append(f"| {number} | {question} | {how} | {answer(there, number)} | {figures} | {sure} |")
+        sure = "<br>".join([confidence(study, number) for study in there])
+        open_ = [f"`{study}`" for study in studies if study not in results]
+        said = answer(there, number) + (f" Not run yet: {', '.join(open_)}." if there and open_ else "")
+        lines.append(f"| {number} | {question} | {how} | {said} | {figures} | {sure} |")
     path = folder / "QUESTIONS.md"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -56,11 +59,10 @@ def answer(studies: list[dict], question: int) -> str:
     said: dict[str, list[str]] = {"agrees": [], "disagrees": [], "undecided": [], "not asked": []}
     for results in studies:
         labels = {arm["name"]: arm["label"] for arm in results["arms"]}
-        for claim in results["claims"]:
-            if not claim["questions"] or question in claim["questions"]:
-                paper = f", the paper's {claim['points']:+.1f}" if claim["points"] is not None else ""
-                where = f"{METRICS[claim['metric']]}: {difference(claim)}{paper}"
-                said[claim["verdict"]].append(f"{claim_text(claim, labels)} ({where})")
+        for claim in claims_of(results, question):
+            paper = f", the paper's {claim['points']:+.1f}" if claim["points"] is not None else ""
+            where = f"{METRICS[claim['metric']]}: {difference(claim)}{paper}"
+            said[claim["verdict"]].append(f"{claim_text(claim, labels)} ({where})")
     if not any(said.values()):
         return "not run yet"
     shown = f"Shown: {'; '.join(said['agrees'])}." if said["agrees"] else "No claim is shown at this scale."
@@ -70,8 +72,13 @@ def answer(studies: list[dict], question: int) -> str:
     return f"{shown} {rest[:1].upper() + rest[1:] or 'None is contradicted, none is left open'}."
 
 
-def confidence(results: dict) -> str:
-    """How many seeds, questions and claims stand behind it."""
-    verdicts = [claim["verdict"] for claim in results["claims"]]
+def claims_of(results: dict, question: int) -> list[dict]:
+    """The claims of a study that bear on a question: those that name it, or none."""
+    return [claim for claim in results["claims"] if not claim["questions"] or question in claim["questions"]]
+
+
+def confidence(results: dict, question: int) -> str:
+    """How many seeds and claims stand behind what a study says to a question."""
+    verdicts = [claim["verdict"] for claim in claims_of(results, question)]
     counted = ", ".join(f"{verdicts.count(v)} {v}" for v in ("agrees", "disagrees", "undecided") if v in verdicts)
     return f"{len(results['seeds'])} seeds, preset `{results['preset']}`; claims: {counted or 'none'}"
