@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from minivllava.ablations import cell as cell_module
 from minivllava.ablations import runner as runner_module
 from minivllava.ablations.cell import pope_summary, run_cell, summary
-from minivllava.ablations.parts import Parts
+from minivllava.ablations.parts import Parts, part_key
 from minivllava.ablations.plan import measured_rate, plan_study
 from minivllava.ablations.questions import write_answers
 from minivllava.ablations.records import Data, DepthData, scaled_steps
@@ -565,6 +565,30 @@ def test_results_know_whether_they_are_out_of_date(parts):
     for weights, current in ((parts.fingerprint, True), ("others", False)):
         results = summarise(study, "tiny", *made_up(study, base_settings("tiny"), 1, weights))
         assert is_current(results, parts) is current
+
+
+def test_another_claim_makes_results_out_of_date(settings):
+    study = load_study("layer")
+    cells, found = made_up(study, settings, 1)
+    claims = [replace(claim, within=claim.within + 1) for claim in study.claims]
+    hashes = {summarise(one, "tiny", cells, found)["config_hash"] for one in (study, replace(study, claims=claims))}
+    assert len(hashes) == 2
+
+
+def test_a_cell_that_another_study_computed_goes_by_this_studys_arm(settings):
+    study = load_study("projector")
+    cells, found = made_up(study, settings, 1)
+    found = {key: {**result, "arm": "united"} for key, result in found.items()}
+    assert [cell["arm"] for cell in summarise(study, "tiny", cells, found)["cells"]] == [cell.arm for cell in cells]
+
+
+def test_a_parts_key_is_of_all_that_it_follows_from(settings):
+    for kind, change in (
+        ("language", "model.template=v1"), ("languagebind", "model.antialias=false"), ("mae", "model.aspect=pad"),
+    ):  # fmt: skip
+        assert part_key(kind, override(settings, change), "w") != part_key(kind, settings, "w")
+    same = override(settings, "model.projector=linear")
+    assert part_key("language", same, "w") == part_key("language", settings, "w")
 
 
 def test_a_plan_counts_steps_cells_and_what_is_left(settings, parts):

@@ -285,20 +285,22 @@ def test_lora_learns_beside_the_projector_and_is_merged(kind, tmp_path):
 
 
 def test_lora_resumes_to_the_same_weights(tmp_path):
+    """In a new process, and on the very model that was interrupted, as in a notebook."""
     pytest.importorskip("peft")
     records = load_records(write_records(tmp_path))
     recipe = training(lora_rank=2, checkpoint_every=2)
     finished = {}
-    for name in ("whole", "stopped"):
+    for name in ("whole", "stopped", "same model"):
         model = tiny_vllava()
-        if name == "stopped":
+        if name != "whole":
             with pytest.raises(KeyboardInterrupt), stopped_after(3):
                 stage2(model, records, recipe, tmp_path / name, device="cpu", progress=False)
-            model = tiny_vllava()
+            model = tiny_vllava() if name == "stopped" else model
         stage2(model, records, recipe, tmp_path / name, device="cpu", progress=False)
         finished[name] = model.state_dict()
     for name, weight in finished["whole"].items():
         assert torch.equal(weight, finished["stopped"][name]), name
+        assert torch.equal(weight, finished["same model"][name]), name
 
 
 @contextmanager

@@ -35,10 +35,10 @@ from minivllava.overrides import override
 from minivllava.presets import preset
 from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
-from minivllava.training.language import pretrain_language, train_tokenizer
+from minivllava.training.language import conversation_task, pretrain_language, train_tokenizer
 from minivllava.training.loop import Task, learning_rate, shuffled_batches, train
 from minivllava.training.run import Run, finetune, train_video_llava
-from minivllava.training.stages import stage2, visual_loader
+from minivllava.training.stages import features_fingerprint, stage2, visual_loader
 
 TESTS = Path(__file__).parent
 QUIET = {"device": "cpu", "progress": False}
@@ -243,6 +243,24 @@ def test_a_run_stopped_at_any_step_continues_to_the_same_weights(tmp_path, stop)
     assert [line["loss"] for line in again] == [line["loss"] for line in log]
 
 
+def test_a_line_of_the_log_that_was_interrupted_goes_on(tmp_path):
+    config = training(steps=8, checkpoint_every=3, log_every=4)
+    log = train(NoisyLine(), line_task(config), config, tmp_path / "whole", **QUIET)
+    with pytest.raises(Stopped):
+        train(NoisyLine(), stopping(line_task(config), 5), config, tmp_path / "run", **QUIET)
+    assert_same_log(train(NoisyLine(), line_task(config), config, tmp_path / "run", **QUIET), log)
+
+
+def test_the_state_of_a_stage_is_of_its_records(records, tmp_path):
+    model, config = tiny_vllava(), training(steps=4, checkpoint_every=1, batch_size=1)
+    load = visual_loader(model, records, progress=False)
+    tasks = [
+        conversation_task(Conversations(some, model.tokenizer, model.config, load), config)
+        for some in (records, records, records.select(range(1, len(records))))
+    ]
+    assert tasks[0].data == tasks[1].data != tasks[2].data
+
+
 def test_equal_moments_stay_apart_when_a_run_continues(tmp_path):
     """Moments that are equal are stored once; in memory they must be two again."""
 
@@ -283,6 +301,8 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
     other = replace(config, learning_rate=1e-3, steps=9)
     with pytest.raises(CheckpointError, match="another steps, learning_rate.*another name"):
         train(Line(), line_task(other), other, tmp_path, **QUIET)
+    with pytest.raises(CheckpointError, match="another data"):
+        train(Line(), replace(line_task(config), data="of other files"), config, tmp_path, **QUIET)
     wider = Line()
     wider.slope = torch.nn.Parameter(torch.ones(3, 4))
     with pytest.raises(CheckpointError, match=r"slope is \(3, 3\), not \(3, 4\)"):
@@ -392,6 +412,14 @@ def test_the_cache_is_of_these_weights_and_these_files(tmp_path):
     assert not torch.allclose(agree()[0], second[0])
 
 
+def test_features_are_of_an_encoder_whatever_its_weights():
+    model = tiny_vllava()
+    quick = tiny_vllava(image=replace(model.config.image, activation="quick_gelu"))
+    quick.load_state_dict(model.state_dict())
+    assert features_fingerprint(model, "image") != features_fingerprint(quick, "image")
+    assert features_fingerprint(model, "video") == features_fingerprint(quick, "video")
+
+
 def test_language_pretraining_reads_text_alone(records, tmp_path):
     model = tiny_vllava()
     before = weights(model)
@@ -429,6 +457,9 @@ def test_a_handful_of_files_is_learned_by_heart(records_file, tmp_path):
     assert all(torch.equal(tensor, first[key]) for key, tensor in weights(again).items()), "done once is done"
     with pytest.raises(CheckpointError, match="run with another training"):
         finetune(*recipe, 151, tmp_path / "run", **QUIET)
+    tiny_vllava(seed=4).save_pretrained(tmp_path / "init")
+    with pytest.raises(CheckpointError, match="run with another weights"):
+        finetune(*recipe, 150, tmp_path / "run", **QUIET)
 
 
 def test_pictures_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from minivllava.ablations.settings import VERSION, Settings, align_world, digest
 from minivllava.config import ModelConfig, VisionConfig
 from minivllava.data import build
 from minivllava.data.build import build_world
+from minivllava.data.cache import VERSION as CACHE_VERSION
 from minivllava.data.cache import cache_media, weights_fingerprint
 from minivllava.data.dataset import load_records, unique_files
 from minivllava.errors import ConfigError
@@ -191,8 +192,9 @@ class Parts:
     def _pretrain(self, settings: Settings, folder: Path) -> dict[str, Tensor]:
         """A language model of the settings' size, with the shipped tokenizer."""
         world = build_world(text_world(settings.world), progress=self.progress)
-        torch.manual_seed(settings.language.seed)
         model = VideoLLaVA(self._config(settings), self.shipped_language[1])
+        torch.manual_seed(settings.language.seed)  # now, so that the start does not depend on the other parts
+        model.language_model.initialise()
         pretrain_language(model, load_records(world / "text.json"), settings.language, folder, **self.options)
         return model.language_model.state_dict()
 
@@ -220,12 +222,13 @@ class Parts:
 def part_key(kind: str, settings: Settings, weights: str) -> str:
     """The hash of all that a trained part follows from."""
     model, world = settings.model, settings.world
+    read = (CACHE_VERSION, model.aspect, model.antialias, model.frame_sampling)  # how files become pixels
     if kind == "language":
-        said = (model.language, text_world(world), settings.language)
+        said = (model.language, model.template, text_world(world), settings.language)
     elif kind == "languagebind":
-        said = (model.image, model.video, align_world(world), settings.align_image, settings.align_video)
+        said = (model.image, model.video, read, align_world(world), settings.align_image, settings.align_video)
     else:
-        said = (_shape(model.image), align_world(world, depth=kind.startswith("depth")), settings.align_image)
+        said = (_shape(model.image), read, align_world(world, depth=kind.startswith("depth")), settings.align_image)
     return digest(VERSION, build.VERSION, kind, said, model.embed_dim, weights)
 
 

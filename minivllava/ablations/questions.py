@@ -37,9 +37,9 @@ def write_answers(folder: Path) -> Path:
     lines = [
         "# The ten questions", "",
         "Answers from the finished studies: differences in points with their 95 % intervals, and the paper's where it "
-        "has that experiment. What is undecided may be true and too small to see with these seeds; and of "
-        f"{sum(len(study['claims']) for study in results.values())} intervals one in twenty misses the truth by chance: "
-        "trust those least that end near zero. Written by `minivllava ablate`.", "",
+        "has that experiment. What is undecided may be true and too small to see with these seeds; and of all these "
+        "intervals one in twenty misses the truth by chance: trust those least that end near zero. Written by "
+        "`minivllava ablate`.", "",
         "| | question | asked how | answer at this scale | figure | how sure |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for number, (question, how, studies) in QUESTIONS.items():

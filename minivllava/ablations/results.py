@@ -54,13 +54,14 @@ def summarise(study: Study, preset: str, cells: list[Cell], found: dict[str, dic
         "made_with": environment(),
         "arms": arms,
         "claims": [_judged(claim, cells, found) for claim in study.claims],
-        "cells": [{"arm": cell.arm, **found[cell.key]} for cell in cells],
+        "cells": [{**found[cell.key], "arm": cell.arm} for cell in cells],
     }
 
 
 def config_hash(study: Study, cells: list[Cell]) -> str:
-    """The hash of what a study compares, whatever its seeds: a result with another one is out of date."""
-    return digest(study.metrics, sorted((cell.arm, cell.key) for cell in cells if cell.seed == 0))
+    """The hash of what a study compares and claims, whatever its seeds: a result with another one is out of date."""
+    claims = [(claim.metric, claim.better, claim.than, claim.direction, claim.within) for claim in study.claims]
+    return digest(study.metrics, claims, sorted((cell.arm, cell.key) for cell in cells if cell.seed == 0))
 
 
 def is_current(results: dict, parts: Parts) -> bool:

@@ -3,6 +3,7 @@
 JSON files + media folder -> load_records -> encode_records -> batch of samples -> collate -> Batch
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -230,6 +231,13 @@ class Conversations(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         visuals = [self.load(path, kind) for path, kind in self.visuals[index]]
         return {"input_ids": self.input_ids[index], "labels": self.labels[index], "visuals": visuals}
+
+    def fingerprint(self) -> str:
+        """A hash of what is learned, in its order: ids, labels, names of the files."""
+        digest = hashlib.sha256()
+        for ids, labels, visuals in zip(self.input_ids, self.labels, self.visuals, strict=True):
+            digest.update(ids.numpy().tobytes() + labels.numpy().tobytes() + json.dumps(visuals).encode())
+        return digest.hexdigest()[:16]
 
     def modalities(self) -> Counter:
         """How many records hold a picture only, a clip only, both, or neither."""

@@ -24,7 +24,7 @@ from minivllava.errors import ConfigError
 from minivllava.models.languagebind import LanguageBind
 from minivllava.models.vllava import Loss
 from minivllava.training.language import only
-from minivllava.training.loop import Task, train
+from minivllava.training.loop import Task, data_hash, train
 
 
 @dataclass
@@ -69,7 +69,7 @@ def align_video(
 
 def _align(model, modality, records, tokenizer, config, training, folder, **options) -> list[dict]:
     files = unique_files(records, modality)
-    cache = cache_media(files, modality, config, dtype="float16")
+    cache = cache_media(files, modality, config, dtype="float16", progress=options.get("progress", True))
     captions = [row["conversations"][-1]["value"] for row in records]
     task = contrastive_task(
         modality, cache, [row["visuals"][0] for row in records], captions, records["family"], tokenizer,
@@ -111,6 +111,7 @@ def contrastive_task(
         collate=collate,
         count=lambda batch: len(batch.ids),
         loss=loss,
+        data=data_hash(files, captions),
     )
 
 

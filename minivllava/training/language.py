@@ -37,6 +37,7 @@ def conversation_task(dataset: Conversations, config: TrainingConfig) -> Task:
         count=lambda batch: int((batch.labels[:, 1:] != IGNORE).sum()),
         loss=loss,
         lengths=torch.tensor([len(ids) for ids in dataset.input_ids]).numpy(),
+        data=dataset.fingerprint(),
     )
 
 

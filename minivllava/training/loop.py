@@ -6,6 +6,7 @@ take the same steps as one. Each batch's loss is the sum over its learned tokens
 the whole batch, however it is cut into processes and accumulation steps.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -37,6 +38,7 @@ class Task:
     loss: Callable[[nn.Module, Any], Loss]
     lengths: np.ndarray | None = None  # of each sample; accumulation steps are cut along them to pad less
     ahead: bool = False  # whether the next step's batches are collated while this one is computed
+    data: str = ""  # a hash of the samples and their order: a state of training on others is refused
 
 
 def shuffled_batches(samples: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
@@ -50,6 +52,11 @@ def shuffled_batches(samples: int, batch_size: int, seed: int) -> Callable[[int]
         return stream[offset : offset + batch_size]
 
     return plan
+
+
+def data_hash(*things) -> str:
+    """For `Task.data`: a hash of JSON types."""
+    return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:16]
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -112,8 +119,9 @@ def train(
     model.train()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     parameters = {n: p for n, p in accelerator.unwrap_model(wrapped).named_parameters() if p.requires_grad}
-    state = _State(Path(folder) / "state", parameters, optimizer, config, accelerator.scaler)
-    start, log = state.load()
+    state = _State(Path(folder) / "state", parameters, optimizer, config, task.data, accelerator.scaler)
+    window = _Window()
+    start, log = state.load(window)
 
     bar = tqdm(
         total=config.steps, initial=start, desc=label, unit="step",
@@ -126,7 +134,6 @@ def train(
         return [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
 
     batches = _ahead(parts_of, range(start, config.steps)) if task.ahead else map(parts_of, range(start, config.steps))
-    window = _Window()
     for step in range(start, config.steps):
         torch.manual_seed(((config.seed * 1_000_003) + step) * 1_009 + rank)
         rate = learning_rate(step, config)
@@ -159,9 +166,10 @@ def train(
             log.append({"step": step + 1, "learning_rate": rate, **window.close()})
             bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", lr=f"{rate:.1e}")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            state.save(step + 1, log)
+            state.save(step + 1, log, window)
             accelerator.wait_for_everyone()
     bar.close()
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model's forward stays under autocast
     model.eval()
     return log
 
@@ -177,8 +185,8 @@ def _ahead(parts_of: Callable[[int], list], steps: range) -> Iterator[list]:
 
 
 def _groups(parameters: dict[str, nn.Parameter], config: TrainingConfig) -> list[dict]:
-    """Weight decay for matrices alone; norms, biases, embeddings of positions and scales go without. The projector
-    may have a learning rate of its own: `share` is what a group's is of the schedule's."""
+    """Weight decay for matrices and tables (embeddings, positions, queries); norms, biases and scales go without. The
+    projector may have a learning rate of its own: `share` is what a group's is of the schedule's."""
     share = config.projector_learning_rate / config.learning_rate if config.projector_learning_rate else 1.0
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
@@ -197,6 +205,15 @@ class _Window:
         self.losses.append(loss)
         self.tokens += tokens
         self.norm = norm
+
+    def state(self) -> dict:
+        """What has been added so far, as JSON types."""
+        seconds = time.perf_counter() - self.began
+        return {"losses": self.losses, "tokens": self.tokens, "waiting": self.waiting, "seconds": seconds}
+
+    def resume(self, state: dict):
+        self.losses, self.tokens, self.waiting = state["losses"], state["tokens"], state["waiting"]
+        self.began = time.perf_counter() - state["seconds"]
 
     def close(self) -> dict:
         now = time.perf_counter()
@@ -217,12 +234,14 @@ class _Window:
 class _State:
     """An unfinished run on disk: trained weights and AdamW's moments (safetensors), step and log (JSON)."""
 
-    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, config: TrainingConfig, scaler):
+    def __init__(
+        self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, config: TrainingConfig, data: str, scaler
+    ):  # fmt: skip
         self.folder, self.parameters, self.optimizer = folder, parameters, optimizer
         self.scaler = scaler  # of the loss, with fp16 alone
-        self.config = to_dict(config)
+        self.config, self.data = to_dict(config), data
 
-    def save(self, step: int, log: list[dict]):
+    def save(self, step: int, log: list[dict], window: _Window):
         moments = {
             f"{key}.{name}": self.optimizer.state[p][key]
             for name, p in self.parameters.items()
@@ -234,7 +253,8 @@ class _State:
             for name, p in self.parameters.items()
             if p in self.optimizer.state
         }
-        card = {"step": step, "config": self.config, "updates": counts, "log": log}
+        card = {"step": step, "config": self.config, "data": self.data, "updates": counts, "log": log}
+        card["window"] = window.state()
         if self.scaler is not None:
             card["scaler"] = self.scaler.state_dict()
         weights, moments = gathered(self.parameters), gathered(moments)
@@ -246,8 +266,8 @@ class _State:
 
         write_folder(self.folder, write)
 
-    def load(self) -> tuple[int, list[dict]]:
-        """(first step to do, log so far); puts weights and moments in place."""
+    def load(self, window: _Window) -> tuple[int, list[dict]]:
+        """(first step to do, log so far); puts weights, moments and what the log's next line has so far in place."""
         if not self.folder.exists():
             return 0, []
         try:
@@ -255,8 +275,9 @@ class _State:
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{self.folder} cannot be read ({error}): delete it to start over.") from error
         known = to_dict(TrainingConfig()) | card["config"]  # of before a field was there: its default
-        if known != self.config:
-            changed = [key for key in self.config if known.get(key) != self.config[key]]
+        changed = [key for key in self.config if known.get(key) != self.config[key]]
+        changed += ["data"] if card.get("data") != self.data else []
+        if changed:
             raise CheckpointError(
                 f"{self.folder} is of a run with another {', '.join(changed)}: give this run another name, or delete "
                 "that folder to start over."
@@ -278,6 +299,7 @@ class _State:
                     }
         if self.scaler is not None:
             self.scaler.load_state_dict(card["scaler"])
+        window.resume(card["window"])
         return card["step"], card["log"]
 
 

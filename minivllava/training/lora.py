@@ -25,6 +25,7 @@ def lora_recipe(config: TrainingConfig) -> TrainingConfig:
 def lora(language_model: nn.Module, config: TrainingConfig) -> Iterator[nn.Module]:
     """Adapters of `config.lora_rank` for as long as the context lasts; then they are merged into the weights.
 
+    Where an exception ends it, they are taken out, and the weights are what they were: training goes on from its state.
     Inside, the adapters are all that learns of the language model. Raises ConfigError where `peft` is missing.
     """
     try:
@@ -43,8 +44,10 @@ def lora(language_model: nn.Module, config: TrainingConfig) -> Iterator[nn.Modul
     language_model.to(device)
     try:
         yield language_model
-    finally:
-        merge(language_model)
+    except BaseException:
+        take_out(language_model)
+        raise
+    merge(language_model)
 
 
 def adapted_layers(language_model: nn.Module) -> tuple[list[str], bool]:
@@ -56,11 +59,20 @@ def adapted_layers(language_model: nn.Module) -> tuple[list[str], bool]:
 
 def merge(language_model: nn.Module):
     """Adds the adapters to the weights and takes them out: plain layers remain."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    for _, module in _adapters(language_model):
+        module.merge()
+    take_out(language_model)
 
-    for name, module in list(language_model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            language_model.set_submodule(name, module.get_base_layer())
+
+def take_out(language_model: nn.Module):
+    """Plain layers in place of those with adapters, which are forgotten unless they were merged."""
+    for name, module in _adapters(language_model):
+        language_model.set_submodule(name, module.get_base_layer())
     if hasattr(language_model, "peft_config"):
         del language_model.peft_config
+
+
+def _adapters(language_model: nn.Module) -> list[tuple[str, nn.Module]]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, module) for name, module in language_model.named_modules() if isinstance(module, BaseTunerLayer)]

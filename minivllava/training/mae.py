@@ -21,7 +21,7 @@ from minivllava.data.dataset import unique_files
 from minivllava.models.layers import EncoderLayer
 from minivllava.models.vision import ImageEncoder, keep_patches
 from minivllava.models.vllava import Loss
-from minivllava.training.loop import Task, shuffled_batches, train
+from minivllava.training.loop import Task, data_hash, shuffled_batches, train
 
 MASKED = 0.75  # share of the patches that are hidden in training
 DECODER_LAYERS = 2
@@ -91,5 +91,6 @@ def pretrain_mae(
         collate=lambda indices: Pictures(torch.stack([cache[files[i]] for i in indices]).float()),
         count=lambda batch: len(batch.pixels),
         loss=lambda model, batch: model(batch.pixels),
+        data=data_hash(files),
     )
     return train(model, task, training, folder, label="masked autoencoder", **options)

@@ -123,7 +123,7 @@ def train_recipe(
         stages[name] = records, scheduled(training, len(records), recipe.epochs)
         missing += gone
     described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
-    run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), **described})
+    run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), "model": to_dict(base.model), **described})
     model = None
     for name, step, stage in (("stage1", "stage1", stage1), ("stage2", "model", stage2)):
         if (run.folder / step / "config.json").exists():

@@ -21,6 +21,7 @@ import torch
 
 from minivllava.config import ModelConfig, Preset, TrainingConfig
 from minivllava.data.build import build_world
+from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.checkpoint import (
@@ -132,7 +133,8 @@ def train_video_llava(preset: Preset, folder: str | Path, parts: str | Path | No
         raise CheckpointError(f"{parts} holds neither languagebind/ nor language/: name a folder of pretrained parts.")
     _check_sizes(preset.model, bound[0] if bound else None, language[0] if language else None)
     world = build_world(preset.world)
-    run = Run(folder, {"preset": to_dict(preset), "start": str(parts) if parts else "scratch"})
+    weights = [weights_fingerprint(part[0]) for part in (language, bound) if part]
+    run = Run(folder, {"preset": to_dict(preset), "start": str(parts) if parts else "scratch", "weights": weights})
     language, tokenizer = language or load_language(_train_language(preset, world, run, **options))
     bound, _ = bound or load_languagebind(_train_languagebind(preset, tokenizer, world, run, **options))
     config = replace(preset.model, text=bound.config.text, language=language.config)
@@ -209,7 +211,8 @@ def finetune(
     steps = max(1, round(epochs * len(records) / batch_size))
     training = replace(training, batch_size=batch_size, steps=steps)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
-    run = Run(folder, {"training": to_dict(training), "start": str(init), "data": data})
+    start = {"start": str(init), "weights": weights_fingerprint(model)}
+    run = Run(folder, {"training": to_dict(training), **start, "data": data, "media": str(media)})
     path = run.step(
         "model",
         lambda state: stage2(model, records, training, state, **options),

@@ -18,6 +18,7 @@ from minivllava.data.cache import cache_media, weights_fingerprint
 from minivllava.data.dataset import Conversations, collate, load_pixels, unique_files
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.overrides import to_dict
 from minivllava.training.language import conversation_task, only
 from minivllava.training.loop import shuffled_batches, train
 from minivllava.training.lora import lora
@@ -54,7 +55,8 @@ def _train(
     dataset = Conversations(records, model.tokenizer, model.config, load, template_name=template, cut=cut)
     task = conversation_task(dataset, config)
     if pictures_first:
-        task = replace(task, plan=_pictures_first(dataset, config, round(pictures_first * config.steps), task.plan))
+        plan = _pictures_first(dataset, config, round(pictures_first * config.steps), task.plan)
+        task = replace(task, plan=plan, data=f"{task.data}, {pictures_first:g} pictures first")
     if not pixels:
         return train(model, task, config, folder, label=label, **options)
     with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
@@ -105,6 +107,7 @@ def features_fingerprint(model: VideoLLaVA, kind: str) -> str:
     config = model.config
     encoder = {"image": model.image_encoder, "video": model.video_encoder}[kind]
     words = [weights_fingerprint(encoder), config.select_layer, config.keep_cls_image, config.keep_cls_video]
+    words += [to_dict(encoder.config)]  # the same weights compute something else with other heads or activations
     words += ["masked", encoder.config.masked] if encoder.config.masked else []
     words += ["pooled"] if config.projector == "pooling" and kind == "video" else []
     return " ".join(str(word) for word in words)
