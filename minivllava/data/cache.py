@@ -59,7 +59,7 @@ def cache_media(
     files = sorted(files)  # the same files in another order are the same cache
     frames = frames or config.video.frames
     vision = config.image if kind == "image" else config.video
-    stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    stamps = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
     how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, frames, dtype]
     how += [] if config.antialias else ["not antialiased"]
     key = json.dumps([VERSION, kind, *how, fingerprint, stamps])

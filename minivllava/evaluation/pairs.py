@@ -65,21 +65,26 @@ def world_pairs(world: str | Path, modality: str = "image") -> Pairs:
         if len(scene.things) == 1:
             alone[index] = scene.things[0]
     ends = tuple(DIRECTIONS) if clip else tuple(map(at_place, PLACES))
-    classes = {"colour": COLOURS, "shape": SHAPES} | ({"motion": MOTIONS} if clip else {"place": PLACES})
+    classes = {"colour": COLOURS, "shape": SHAPES} | ({"motion": MOTIONS} if clip else {"place": ends})
     prompts = {
         "colour": [f"a {size} {{}} {shape} {end}" for size, shape, end in product(SIZES, SHAPES, ends)],
         "shape": [f"a {size} {colour} {{}} {end}" for size, colour, end in product(SIZES, COLOURS, ends)],
         "motion": [f"a {size} {colour} {shape} {{}}" for size, colour, shape in product(SIZES, COLOURS, SHAPES)],
-        "place": [f"a {size} {colour} {shape} at the {{}}" for size, colour, shape in product(SIZES, COLOURS, SHAPES)],
     }
+    prompts["place"] = prompts["motion"]
     if modality == "depth":
         del classes["colour"]
     pairs.tasks = {
-        name: Labels(names, prompts[name], {i: names.index(getattr(thing, name)) for i, thing in alone.items()})
+        name: Labels(names, prompts[name], {i: names.index(_class(thing, name)) for i, thing in alone.items()})
         for name, names in classes.items()
         if alone
     }
     return pairs
+
+
+def _class(thing: Thing, name: str) -> str:
+    """What a thing is in one respect, in the words of captions."""
+    return at_place(thing.place) if name == "place" else getattr(thing, name)
 
 
 def read_pairs(
