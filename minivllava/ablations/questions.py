@@ -45,7 +45,7 @@ def write_answers(folder: Path) -> Path:
     for number, (question, how, studies) in QUESTIONS.items():
         there = [results[study] for study in studies if study in results]
         figures = " ".join(f"[{study['study']}]({study['study']}.md)" for study in there)
-        sure = "<br>".join([confidence(study, number) for study in there])
+        sure = "<br>".join(confidence(study, number) for study in there)
         open_ = [f"`{study}`" for study in studies if study not in results]
         said = answer(there, number) + (f" Not run yet: {', '.join(open_)}." if there and open_ else "")
         lines.append(f"| {number} | {question} | {how} | {said} | {figures} | {sure} |")

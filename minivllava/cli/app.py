@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from minivllava.errors import ConfigError
+
 app = typer.Typer(
     help="Video-LLaVA from scratch: one model that talks about pictures and clips.",
     no_args_is_help=True,
@@ -20,3 +22,11 @@ Changes = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU where there is one.")]
 RUNS = Path("runs")
 PARTS = Path("data/pretrained/parts")
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run. Raises ConfigError for a name that would lie elsewhere."""
+    folder = RUNS / name
+    if folder.resolve().parent != RUNS.resolve():
+        raise ConfigError(f"{name!r} is no name of a run: give a plain name, that of a folder under {RUNS}/.")
+    return folder

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import RUNS, Changes, Device, app
+from minivllava.cli.app import Changes, Device, app, run_folder
 
 
 @app.command()
@@ -43,7 +43,7 @@ def recipe(
         for line in plan_recipe(told, root, tuple(change), lora, skip_missing, tflops):
             print(line)
         return
-    folder = RUNS / (run or Path(name).stem)
+    folder = run_folder(run or Path(name).stem)
     _, missing = train_recipe(told, root, folder, tuple(change), lora, skip_missing, device=device)
     if missing:
         print(f"Left out the records of {len(missing)} missing file(s), such as {missing[0]}")

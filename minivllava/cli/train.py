@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import PARTS, RUNS, Changes, Device, Preset, app
+from minivllava.cli.app import PARTS, Changes, Device, Preset, app, run_folder
 from minivllava.cli.ask import load_model
 from minivllava.cli.results import print_results
 from minivllava.errors import ConfigError, DataError
@@ -66,9 +66,7 @@ def train(
 
         recipe = replace(recipe, stage2=lora_recipe(recipe.stage2))
     recipe = override(recipe, *change)
-    folder = RUNS / (name or preset)
-    if folder.resolve().parent != RUNS.resolve():
-        raise ConfigError(f"--name {name} is a path: give a plain name, that of a folder under {RUNS}/.")
+    folder = run_folder(name or preset)
     if data:
         if init is None:
             raise DataError("--data needs --init CHECKPOINT, e.g. --init data/pretrained/tiny.")
