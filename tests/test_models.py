@@ -14,9 +14,11 @@ from minivllava.data.conversation import IGNORE, VISUAL
 from minivllava.data.tokenizer import pad_rows
 from minivllava.errors import DataError
 from minivllava.models.generate import choose, generate
-from minivllava.models.language import KVCache, LanguageModel, RMSNorm, rotary_angles
+from minivllava.models.kv_cache import KVCache
+from minivllava.models.language import LanguageModel, RMSNorm
 from minivllava.models.languagebind import info_nce
 from minivllava.models.layers import Attention, attention_weights
+from minivllava.models.rotary import rotary_angles
 from minivllava.models.text import TextEncoder
 from minivllava.models.vision import ImageEncoder, VideoEncoder, drop_patches
 from minivllava.models.vllava import VideoLLaVA

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minivllava.errors import ConfigError, ContextLengthError
-from minivllava.models.language import KVCache, LanguageModel
+from minivllava.models.kv_cache import KVCache
+from minivllava.models.language import LanguageModel
 
 AHEAD = {"cuda": 8}  # tokens that a device makes before the CPU looks at them: each look makes it wait
 WORTH_RECORDING = 16  # tokens from which on a CUDA graph is recorded

@@ -1,0 +1,86 @@
+"""The KV cache: keys and values of all positions so far, so that a new token attends without computing them again."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minivllava.config import LanguageConfig
+from minivllava.models.rotary import rotary_angles
+
+
+class LayerCache(NamedTuple):
+    """What one layer needs of the cache in one forward pass."""
+
+    keys: Tensor  # (b, k, s, e), of the positions that attention reads
+    values: Tensor
+    places: slice | Tensor  # where the new positions go: the same in all rows, or (b, k, s, e)
+    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: each sees itself and all before it
+
+    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores new keys and values (b, k, s, e); returns all there are to attend to."""
+        for stored, new in ((self.keys, key), (self.values, value)):
+            if isinstance(self.places, slice):
+                stored[:, :, self.places] = new
+            else:
+                stored.scatter_(2, self.places, new)
+        return self.keys, self.values
+
+
+@dataclass
+class KVCache:
+    """Keys and values of every layer for positions 0 .. size - 1, written in place.
+
+    Each row of a batch writes at its own positions, so conversations of different lengths decode together.
+    """
+
+    keys: Tensor  # (layer, b, k, s, e)
+    values: Tensor
+    angles: tuple[Tensor, Tensor]  # cos and sin of every position, (s, e) each
+    used: int = 0  # positions 0 .. used - 1 may hold something; attention reads no further
+
+    @classmethod
+    def empty(cls, config: LanguageConfig, batch: int, size: int, like: Tensor) -> "KVCache":
+        head_width = config.width // config.heads
+        shape = (config.layers, batch, config.kv_heads, size, head_width)
+        positions = torch.arange(size, device=like.device)[None]
+        angles = rotary_angles(positions, head_width, config.rope_theta, config.rope_scaling)
+        return cls(like.new_zeros(shape), like.new_zeros(shape), tuple(table.to(like)[0, 0] for table in angles))
+
+    @property
+    def size(self) -> int:
+        return self.keys.shape[3]
+
+    def first(self, size: int) -> "KVCache":
+        """The same memory up to position size - 1, read as a whole: every step then has the same shapes, and nobody
+        has to ask the device how far the cache is filled."""
+        return KVCache(self.keys[:, :, :, :size], self.values[:, :, :, :size], self.angles, used=size)
+
+    def angles_at(self, positions: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions (b, s), or of 0 .. length - 1, for `rotate`: (b or 1, 1, s, e) each, looked up."""
+        if positions is None:
+            return tuple(table[None, None, :length] for table in self.angles)
+        return tuple(table[positions[:, None]] for table in self.angles)
+
+    def begin(self, positions: Tensor | None, length: int) -> list[LayerCache]:
+        """Each layer's share, for new positions (b, s); None: `length` of them from 0 on, as if it was empty."""
+        places, mask = slice(0, length), None
+        if positions is None:
+            self.used = length
+        elif self._appends(positions):
+            places = slice(self.used - 1, self.used)
+        else:
+            places = positions[:, None, :, None].expand(-1, self.keys.shape[2], -1, self.keys.shape[4])
+            unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
+            mask = self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
+        layers = (stored[:, :, :, : self.used].unbind() for stored in (self.keys, self.values))
+        return [LayerCache(keys, values, places, mask) for keys, values in zip(*layers, strict=True)]
+
+    def _appends(self, positions: Tensor) -> bool:
+        """Notes how far the cache is filled; whether the positions are one in each row, at the end of all rows."""
+        if self.used == self.size:
+            return False
+        first, last = (int(position) for position in positions.aminmax())
+        self.used = max(self.used, last + 1)
+        return positions.shape[1] == 1 and first == self.used - 1
