@@ -219,7 +219,7 @@ def present_hash(result: dict) -> str:
         from minivllava.ablations.study import load_study
 
         study = load_study(result["study"])
-        parts_folder = Parts(ROOT / "data/pretrained/parts", ROOT / "runs/ablations", "cpu", progress=False)
+        parts_folder = Parts(ROOT / "data/results/parts", ROOT / "runs/ablations", "cpu", progress=False)
         return config_hash(study, grid(study.settings(base_settings(result["preset"])), 1, parts_folder.fingerprint))
     from minivllava.ablations.settings import digest
     from minivllava.presets import preset

@@ -367,9 +367,12 @@ def test_accumulation_changes_nothing(records, tmp_path):
     assert_same_log(parts_log, log)
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_a_cache_of_several_batches_holds_every_file(tmp_path, monkeypatch, progress):
+@pytest.mark.parametrize("progress, processes", [(True, 0), (False, 0), (True, 3)])
+def test_a_cache_of_several_batches_holds_every_file(tmp_path, monkeypatch, progress, processes):
     monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    if processes:  # as on a machine of so many cores
+        monkeypatch.setattr("minivllava.data.cache.cores", lambda: processes)
+        monkeypatch.setattr("minivllava.data.cache.MANY", 1)
     files = [str(tmp_path / f"{number}.png") for number in range(5)]
     for number, file in enumerate(files):
         write_image(file, square("red", number))
@@ -377,6 +380,17 @@ def test_a_cache_of_several_batches_holds_every_file(tmp_path, monkeypatch, prog
     cache = cache_media(files, "image", config, batch_size=2, progress=progress)
     for file in files:
         assert torch.equal(cache[file], load_pixels(file, "image", config, 1))
+
+
+def test_a_broken_file_is_named_by_processes_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("minivllava.data.cache.cores", lambda: 3)
+    monkeypatch.setattr("minivllava.data.cache.MANY", 1)
+    write_image(tmp_path / "good.png", square("red", 0))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(MediaError, match="bad.png"):
+        cache_media([str(tmp_path / name) for name in ("good.png", "bad.png")], "image", tiny_config(300))
+    assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
 def test_cached_features_train_the_same_model(records, tmp_path):

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import PARTS, RUNS, Device, app
+from minivllava.cli.app import RUNS, Device, app
 from minivllava.errors import ConfigError
 
 RESULTS = Path("data/results")
+PARTS = RESULTS / "parts"  # of short training, which arms with parts of their own can be given as well
 
 
 @app.command()

@@ -6,8 +6,9 @@ the same numbers that the encoder would give again.
 
 import hashlib
 import json
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from minivllava.config import ModelConfig
-from minivllava.data.build import cache_dir, cores
+from minivllava.data.build import cache_dir, cores, in_parallel
 from minivllava.data.dataset import load_pixels
 
+MANY = 500  # files, from which on processes are worth their start
 VERSION = 2  # of decoding, preprocessing and writing: another number, other files
 
 
@@ -73,24 +75,43 @@ def cache_media(
     array = None
     load = partial(load_pixels, kind=kind, config=config, frames=frames)
     try:
-        with (
-            ThreadPoolExecutor(cores()) as threads,  # decoding lets go of Python's lock
-            tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar,
-        ):
-            for first in range(0, len(files), batch_size):
-                some = slice(first, first + batch_size)
-                pixels = torch.stack(list(threads.map(load, files[some])))
+        with tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar:
+            first = 0
+            for pixels in _decoded(files, load, batch_size):
                 values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
                 if array is None:
                     shape = (len(files), *values.shape[1:])
                     array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=dtype, shape=shape)
-                array[some] = values
+                array[first : first + len(values)] = values
+                first += len(values)
                 bar.update(len(values))
         array.flush()
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return MediaCache(np.load(path, mmap_mode="r"), rows)
+
+
+def _decoded(files: list[str], load: Callable[[str], Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Pixels of each `batch_size` files, in order, stacked.
+
+    Threads keep two cores busy, and no more: all the steps between two calls of the decoder need Python's lock. So many
+    files are decoded by processes where there are more cores.
+    """
+    if len(files) >= MANY and cores() > 2 and not multiprocessing.current_process().daemon:
+        arrays = iter(in_parallel(partial(_load_alone, load), files, cores()))
+        for first in range(0, len(files), batch_size):
+            yield torch.from_numpy(np.stack([next(arrays) for _ in files[first : first + batch_size]]))
+        return
+    with ThreadPoolExecutor(cores()) as threads:
+        for first in range(0, len(files), batch_size):
+            yield torch.stack(list(threads.map(load, files[first : first + batch_size])))
+
+
+def _load_alone(load: Callable[[str], Tensor], path: str) -> np.ndarray:
+    """A file's pixels, made by one thread: a forked process has not the threads that torch counts on."""
+    torch.set_num_threads(1)
+    return load(path).numpy()
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:

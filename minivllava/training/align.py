@@ -98,9 +98,12 @@ def contrastive_task(
             f"of at most the {len(files)} pairs there are, not {training.batch_size}."
         )
 
+    ids = tokenizer.pad_texts(captions, context)
+    lengths = (ids == tokenizer.eot).int().argmax(dim=1) + 1
+
     def collate(indices) -> Pairs:
         pixels = torch.stack([cache[files[i]] for i in indices]).float()
-        return Pairs(pixels, tokenizer.pad_texts([captions[i] for i in indices], context))
+        return Pairs(pixels, ids[indices, : lengths[indices].max()])
 
     def loss(model: nn.Module, batch: Pairs) -> Loss:
         pairs = len(batch.ids)
