@@ -1,7 +1,9 @@
 """Every way in which a file can be odd, each reader on its own, and the pixels that come out."""
 
 import importlib.util
+import os
 import struct
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -660,3 +662,25 @@ def test_real_files_are_read_if_valid_and_refused_if_not(path):
 def test_real_rotated_clips_come_out_upright():
     for turn, shape in {0: (320, 568), 90: (568, 320), 180: (320, 568), 270: (568, 320)}.items():
         assert read_video(SHARED / "odd" / f"video_{turn}.mov", 1).shape[1:3] == shape
+
+
+def test_a_clip_has_the_same_bytes_whatever_lay_in_memory():
+    """glibc fills new memory with the value of MALLOC_PERTURB_: what reads it before writing it is found out."""
+    code = """
+import hashlib, tempfile
+from minivllava.data.media import write_video
+from minivllava.data.render import render
+from minivllava.data.world import sample_scene
+path = tempfile.mkdtemp() + "/clip.mp4"
+for i in range(3, 11):
+    write_video(path, render(sample_scene(0, "train", i, True), 64))
+    print(hashlib.sha256(open(path, "rb").read()).hexdigest())
+"""
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env=os.environ | {"MALLOC_PERTURB_": value},
+        ).stdout
+        for value in ("1", "255")
+    ]  # fmt: skip
+    assert told[0] == told[1] and len(set(told[0].split())) == 8

@@ -152,7 +152,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
         with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            stream.options = {"crf": "15", "preset": "fast"}
+            # without the last, x264 reads memory that nobody wrote where frames are as small as these
+            stream.options = {"crf": "15", "preset": "fast", "x264-params": "cpu-independent=1"}
             stream.codec_context.thread_count = 1  # x264's rate control depends on the number of threads
             for frame in np.ascontiguousarray(frames):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
