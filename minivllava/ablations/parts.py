@@ -1,5 +1,7 @@
 """What arms start from: shipped encoders and language model, and those that a study trains for itself, once.
 
+Shipped are those of `data/results/parts`, or what `--parts` names; `data/pretrained/parts` were trained for longer.
+
 image encoder   bound: LanguageBind's, shipped or trained here; contrastive: aligned to a text encoder of its own;
                 mae: a masked autoencoder, which saw no words
 depth encoder   bound: begun from the image encoder and bound to the frozen text encoder; mae: a masked

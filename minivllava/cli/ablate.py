@@ -9,7 +9,7 @@ from minivllava.cli.app import RUNS, Device, app
 from minivllava.errors import ConfigError
 
 RESULTS = Path("data/results")
-PARTS = RESULTS / "parts"  # of short training, which arms with parts of their own can be given as well
+STUDY_PARTS = RESULTS / "parts"  # of short training, which arms with parts of their own can be given as well
 
 
 @app.command()
@@ -19,7 +19,7 @@ def ablate(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every arm.")] = 5,
     preset: Annotated[str, typer.Option(help="Sizes and budget: sample (seconds), tiny or small.")] = "tiny",
-    parts: Annotated[Path, typer.Option(help="The encoders and the language model that arms start from.")] = PARTS,
+    parts: Annotated[Path, typer.Option(help="The encoders and language model that arms start from.")] = STUDY_PARTS,
     out: Annotated[
         Path | None,
         typer.Option(help="Where results go; by default data/results, or runs/ablations for others than tiny."),
@@ -58,7 +58,7 @@ def ablate(
     rank, _ = stand_alone()
     studies = [load_study(name) for name in (study_names() if names == ["all"] else names)]
     settings = override(base_settings(preset), *change)
-    usual = preset == "tiny" and parts == PARTS and not change
+    usual = preset == "tiny" and parts == STUDY_PARTS and not change
     out = out or (RESULTS if usual else RUNS / "ablations" / "results" / preset)
     found = Parts(parts, RUNS / "ablations", device, progress=rank == 0)
     if dry_run:

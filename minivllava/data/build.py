@@ -22,7 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -137,7 +137,7 @@ def _write(config: WorldConfig, folder: Path, workers: int, progress: bool) -> N
         for split in {job.split for job in jobs}:
             (folder / kind / split).mkdir(parents=True)
     files: Records = {name: [] for name in FILES}
-    made = in_parallel(partial(_make, config, folder), jobs, workers)
+    made = _in_parallel(partial(_make, config, folder), jobs, workers)
     for records in tqdm(made, "making the world", len(jobs), unit="scene", disable=not progress, leave=False):
         for name, some in records.items():
             files[name] += some
@@ -167,7 +167,7 @@ def _jobs(config: WorldConfig) -> Iterator[_Job]:
         yield from (_Job(split, i, clip=True) for i in range(clips))
 
 
-def in_parallel(make: Callable, jobs: Sequence, workers: int) -> Iterable:
+def _in_parallel(make, jobs: list[_Job], workers: int) -> Iterable[Records]:
     """`make` of each job in order, in `workers` processes; forked on Linux, which needs no main guard."""
     if workers <= 1:
         yield from map(make, jobs)

@@ -8,8 +8,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minivllava.config import ModelConfig
-from minivllava.data.build import cache_dir, cores, in_parallel
+from minivllava.data.build import cache_dir, cores
 from minivllava.data.dataset import load_pixels
 
 MANY = 500  # files, from which on processes are worth their start
@@ -93,25 +94,28 @@ def cache_media(
 
 
 def _decoded(files: list[str], load: Callable[[str], Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Pixels of each `batch_size` files, in order, stacked.
+    """Pixels of each `batch_size` files, in order, stacked; the next ones are decoded meanwhile.
 
     Threads keep two cores busy, and no more: all the steps between two calls of the decoder need Python's lock. So many
-    files are decoded by processes where there are more cores.
+    files are decoded by processes where there are more cores, and where forking needs no main guard.
     """
-    if len(files) >= MANY and cores() > 2 and not multiprocessing.current_process().daemon:
-        arrays = iter(in_parallel(partial(_load_alone, load), files, cores()))
-        for first in range(0, len(files), batch_size):
-            yield torch.from_numpy(np.stack([next(arrays) for _ in files[first : first + batch_size]]))
-        return
-    with ThreadPoolExecutor(cores()) as threads:
-        for first in range(0, len(files), batch_size):
-            yield torch.stack(list(threads.map(load, files[first : first + batch_size])))
+    alone = multiprocessing.current_process().daemon or sys.platform != "linux" or cores() <= 2
+    if len(files) < MANY or alone:
+        workers = ThreadPoolExecutor(cores())
+    else:  # with one thread each: a forked process has not the threads that torch counts on
+        context = multiprocessing.get_context("fork")
+        workers = ProcessPoolExecutor(cores(), context, torch.set_num_threads, (1,))
+    with workers:
+        coming = None
+        for first in range(0, len(files) + batch_size, batch_size):
+            decoded = coming
+            coming = [workers.submit(_array, load, path) for path in files[first : first + batch_size]]
+            if decoded:
+                yield torch.from_numpy(np.stack([future.result() for future in decoded]))
 
 
-def _load_alone(load: Callable[[str], Tensor], path: str) -> np.ndarray:
-    """A file's pixels, made by one thread: a forked process has not the threads that torch counts on."""
-    torch.set_num_threads(1)
-    return load(path).numpy()
+def _array(load: Callable[[str], Tensor], path: str) -> np.ndarray:
+    return load(path).numpy()  # tensors would go between processes as open files
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
