@@ -263,7 +263,19 @@ class Batch:
     visuals: list[Tensor]  # of all rows, in order
 
     def to(self, device) -> "Batch":
-        return Batch(self.input_ids.to(device), self.labels.to(device), [v.to(device) for v in self.visuals])
+        return Batch(self.input_ids.to(device), self.labels.to(device), _moved(self.visuals, torch.device(device)))
+
+
+def _moved(visuals: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Visuals on a device, those of one shape in one transfer."""
+    if all(visual.device.type == device.type for visual in visuals):
+        return visuals
+    moved = list(visuals)
+    for shape in {visual.shape for visual in visuals}:
+        places = [place for place, visual in enumerate(visuals) if visual.shape == shape]
+        for place, visual in zip(places, torch.stack([visuals[i] for i in places]).to(device), strict=True):
+            moved[place] = visual
+    return moved
 
 
 def collate(samples: Sequence[dict]) -> Batch:

@@ -36,7 +36,7 @@ class Task:
     count: Callable[[Any], int]  # learned tokens (or pairs) of a batch
     loss: Callable[[nn.Module, Any], Loss]
     lengths: np.ndarray | None = None  # of each sample; accumulation steps are cut along them to pad less
-    ahead: bool = False  # whether the next step's batches are collated while this one is computed
+    ahead: bool = False  # whether the next step's batches are collated while this one is computed, also on a CPU
     data: str = ""  # a hash of the samples and their order: a state of training on others is refused
 
 
@@ -114,7 +114,8 @@ def train(
             "accumulation step(s)."
         )
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(_groups(parameters, config), lr=config.learning_rate, betas=config.betas)
+    fused = True if accelerator.device.type == "cuda" else None  # one kernel for all weights
+    optimizer = torch.optim.AdamW(_groups(parameters, config), lr=config.learning_rate, betas=config.betas, fused=fused)
     model.train()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     parameters = {n: p for n, p in accelerator.unwrap_model(wrapped).named_parameters() if p.requires_grad}
@@ -132,7 +133,8 @@ def train(
             indices = indices[np.argsort(task.lengths[indices], kind="stable")]
         return [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
 
-    batches = _ahead(parts_of, range(start, config.steps)) if task.ahead else map(parts_of, range(start, config.steps))
+    ahead = task.ahead or accelerator.device.type == "cuda"  # a GPU leaves the processor free
+    batches = _ahead(parts_of, range(start, config.steps)) if ahead else map(parts_of, range(start, config.steps))
     for step in range(start, config.steps):
         torch.manual_seed(((config.seed * 1_000_003) + step) * 1_009 + rank)
         rate = learning_rate(step, config)

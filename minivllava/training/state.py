@@ -103,12 +103,13 @@ class State:
         weights = load_tensors(self.folder / "weights.safetensors")
         check_tensors(self.parameters, weights, self.folder)
         moments = load_tensors(self.folder / "optimizer.safetensors")
+        fused = self.optimizer.defaults["fused"]  # then AdamW counts its steps where the weights are
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(_placed_like(parameter, weights[name]))
                 if name in card["updates"]:
                     self.optimizer.state[parameter] = {
-                        "step": torch.tensor(card["updates"][name]),
+                        "step": torch.tensor(card["updates"][name], device=parameter.device if fused else "cpu"),
                         # copies: tensors that were equal are stored once and must not stay one
                         **{
                             k: _placed_like(parameter, moments[f"{k}.{name}"].clone())
