@@ -9,11 +9,11 @@ from minivllava.ablations.study import METRICS
 QUESTIONS = {
     1: ("How does a unified representation help the language model, against separate encoders?",
         "one image encoder after another, beside the same video encoder", ("alignment",)),
-    2: ("Why two stages?", "with and without each stage", ("stages",)),
+    2: ("Why two stages?", "with and without each stage; then with a longer stage 2", ("stages", "stages-long")),
     3: ("What in the architecture beats InstructBLIP and mPLUG-Owl?",
         "their learned queries in place of the projector", ("projector",)),
     4: ("What limited Video-ChatGPT?", "its pooling in place of all tokens; frames, and attention over them",
-        ("projector", "time")),
+        ("projector", "time", "time-long")),
     5: ("What do the ablations say with and without each component?", "encoders, joint training, layers",
         ("alignment", "joint", "layer")),
     6: ("How is hallucination measured, and does unification or joint training reduce it?",
