@@ -155,7 +155,7 @@ def test_a_key_hashes_all_that_matters_and_nothing_else(settings):
 def test_every_study_suits_every_preset(name, preset):
     study = load_study(name)
     arms = study.settings(base_settings(preset))
-    assert arms[study.reference].baselines and len(arms) >= 4
+    assert arms[study.reference].baselines and len(arms) >= 3
     keys = {cell.key for cell in grid(arms, 1, "w")}
     assert len(keys) >= len(arms) - 1, "arms differ; of four layers the third from last is the middle"
     for its in arms.values():
@@ -164,10 +164,16 @@ def test_every_study_suits_every_preset(name, preset):
     assert study.claims and all(claim.paper or claim.expected for claim in study.claims)
 
 
-def test_there_are_ten_studies_and_ten_questions():
+def test_there_are_ten_studies_with_follow_ups_and_ten_questions():
     from minivllava.ablations.questions import QUESTIONS
 
-    assert len(study_names()) == 10
+    follow_ups = [name for name in study_names() if name.endswith("-long")]
+    assert len(study_names()) - len(follow_ups) == 10
+    for name in follow_ups:
+        of, its = load_study(name.removesuffix("-long")), load_study(name)
+        assert {arm.set for arm in its.arms} <= {arm.set for arm in of.arms}, "the same arms"
+        asked = {(claim.metric, claim.better, claim.than) for claim in of.claims}
+        assert {(claim.metric, claim.better, claim.than) for claim in its.claims} <= asked, "the same claims"
     assert sorted(QUESTIONS) == list(range(1, 11))
     for number, (_, _, studies) in QUESTIONS.items():
         assert all(number in load_study(name).questions for name in studies)
