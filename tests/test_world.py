@@ -14,7 +14,8 @@ import pytest
 from minivllava.data.build import FILES, VERSION, WorldConfig, build_world, world_folder
 from minivllava.data.captions import caption
 from minivllava.data.dataset import load_records
-from minivllava.data.questions import OFTEN_SEEN, QUESTIONS, describe, turns
+from minivllava.data.dialogue import OFTEN_SEEN, turns
+from minivllava.data.questions import QUESTIONS, describe
 from minivllava.data.render import RGB, coverage, render, render_depth
 from minivllava.data.siblings import sample_family, sibling
 from minivllava.data.text_corpus import description, text_document

@@ -29,7 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minivllava.data.questions import OFTEN_SEEN, Turn, describe, turns
+from minivllava.data.dialogue import OFTEN_SEEN, turns
+from minivllava.data.questions import Turn, describe
 from minivllava.data.render import render, render_depth
 from minivllava.data.siblings import FAMILY, sample_family
 from minivllava.data.text_corpus import text_document

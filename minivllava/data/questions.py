@@ -27,12 +27,6 @@ NUMBERS = ("zero", "one", "two", "three")
 POPULAR = tuple(PAIRS[i] for i in np.argsort(-PAIR_WEIGHTS, kind="stable")[:12])
 APART = 0.2  # how far two things are apart on an axis before one is "left of" or "above" the other
 
-# Tried more often in a conversation: earlier turns give the first two away most, the others suit few scenes.
-OFTEN = ("colour", "colour", "shape", "shape", "motion", "order", "order")
-# And about what is seen: questions that are answered only by finding the thing that they name. Of these a model
-# learns to look things up; counts and existence it learns early, from what is seen as a whole.
-OFTEN_SEEN = (*OFTEN, "position", "position", "position", "size", "relation", "relation", "motion")
-
 # {} is the thing asked about (or the kind counted), {m} "picture" or "clip".
 PHRASINGS = {
     "colour": ("What colour is {}?", "What is the colour of {}?", "Which colour does {} have?",
@@ -59,51 +53,6 @@ class Turn:
     answer: str
     type: str
     needs_order: bool = False
-
-
-def turns(
-    scene: Scene,
-    rng: np.random.Generator,
-    count: int,
-    focus: Thing | None = None,
-    conversation: bool = True,
-    often: tuple[str, ...] = OFTEN,
-) -> list[Turn]:
-    """Ask up to `count` different questions, types as even as the scene allows; in a conversation those in
-    `often` are tried once more for each time they stand there.
-
-    In a conversation nothing is asked that an earlier turn gives away: "the red circle" in one question would
-    answer "What colour is the circle?" after it, and a model would learn to look there, not at the picture.
-    With `focus` all questions are about that thing, and existence is asked of pairs from HELD_OUT.
-    """
-    asked: dict[str, Turn] = {}
-    types = [*QUESTIONS, *(often if conversation else ())]
-    for _ in range(4):  # each round asks one question of every type that applies
-        for i in rng.permutation(len(types)):
-            if len(asked) == count:
-                break
-            turn = QUESTIONS[types[i]](scene, rng, focus)
-            if turn and not (conversation and _given_away(turn, scene, list(asked.values()))):
-                asked.setdefault(turn.question, turn)
-    return list(asked.values())
-
-
-def _given_away(turn: Turn, scene: Scene, earlier: list[Turn]) -> bool:
-    """Whether the words of earlier turns tell this one's answer."""
-    affirmed = [other for other in earlier if other.answer not in ("no", "zero")]
-    told = " ".join(f"{other.question} {other.answer}" for other in affirmed)
-    if turn.type in ("colour", "shape"):
-        return turn.answer in told
-    if turn.type == "size":
-        return f"the {turn.answer}" in told
-    if turn.type == "position":
-        return at_place(turn.answer) in told or any(turn.answer == other.answer for other in earlier)
-    if turn.type == "motion":
-        return any(turn.answer in other.answer for other in earlier if other.type in ("motion", "order"))
-    if turn.type == "order":
-        return any(other.type == "order" for other in earlier)
-    # naming any thing of the scene spoils existence, whatever the answer: so yes and no stay balanced
-    return turn.type.startswith("existence") and any(name(thing) in told for thing in scene.things)
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Turn:

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from minivllava.data.captions import at_place, caption, full_name, joined, name, with_article
-from minivllava.data.questions import Turn, describe, pick, plural, shuffled, turns
+from minivllava.data.dialogue import turns
+from minivllava.data.questions import Turn, describe, pick, plural, shuffled
 from minivllava.data.world import ACTIONS, COLOURS, SHAPES, Scene, Thing, draw_scene
 
 TURN_COUNTS = (4, 9)  # questions about one description, both ends included
