@@ -262,6 +262,7 @@ class TrainingConfig:
     lora_rank: int = 0  # 0: all of the language model learns; else adapters of this rank on its linear layers
     lora_alpha: int = 256
     lora_dropout: float = 0.05
+    recomputed_layers: int = 0  # of the decoder, from the first on: activation checkpointing
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,24 @@ def test_it_answers_about_files(model, tmp_path):
     assert isinstance(told, str)
 
 
+@pytest.mark.parametrize("kind", ["ours", "Qwen2", "GPT2"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_recomputed_layers_train_the_same_model(kind, rank, tmp_path):
+    if rank:
+        pytest.importorskip("peft")
+    records, trained, seen = load_records(write_records(tmp_path)), [], []
+    for layers in (0, 2):
+        model = tiny_vllava() if kind == "ours" else foreign_vllava(tmp_path, kind)
+        model.language_model.register_forward_pre_hook(lambda module, _: seen.append(module.recomputed_layers))
+        recipe = training(recomputed_layers=layers, lora_rank=rank, lora_dropout=0.0)
+        stage2(model, records, recipe, tmp_path / str(layers), device="cpu", progress=False)
+        trained.append(model.state_dict())
+        assert set(seen) == {layers} and model.language_model.recomputed_layers == 0, "in training alone"
+        seen.clear()
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(trained[1][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
 # LoRA
 
 

@@ -205,6 +205,8 @@ def test_numbers_that_no_run_can_have_are_refused(tmp_path, change):
     config = training(**{change: 0})
     with pytest.raises(ConfigError, match=f"{change} is 0: use at least 1"):
         train(Line(), line_task(training()), config, tmp_path, **QUIET)
+    with pytest.raises(ConfigError, match="recomputed_layers is -1: use 0"):
+        train(Line(), line_task(training()), training(recomputed_layers=-1), tmp_path, **QUIET)
     with pytest.raises(ConfigError, match="precision is 'int3': choose"):
         train(Line(), line_task(training()), training(precision="int3"), tmp_path, **QUIET)
 

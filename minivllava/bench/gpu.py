@@ -21,6 +21,7 @@ from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, 
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
 from minivllava.models.memory import require_memory
+from minivllava.models.pretrained import recompute
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 from minivllava.training.language import only
@@ -132,9 +133,7 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     model.train()
     model.language_model.recomputed_layers = model.config.language.layers
     peer.train()
-    # the first name is the newer one; transformers 5.17 has only the second
-    recompute = getattr(peer, "activation_checkpointing_enable", None) or peer.gradient_checkpointing_enable
-    recompute({"use_reentrant": False})
+    recompute(peer)
     runs = {name: partial(_step, contestant, x, optimizer) for name, contestant in (
         (OURS, Ours(model)), (THEIRS, Theirs(peer)),
     )}  # fmt: skip

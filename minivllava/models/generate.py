@@ -114,9 +114,10 @@ class _Decoder:
         return self.logits
 
     def step(self) -> Tensor:
-        # one query against the cache: on a GPU what torch.compile makes of the formula is faster than a fused kernel
-        by_formula = sdpa_kernel(SDPBackend.MATH) if self.options and self.positions.is_cuda else nullcontext()
-        with by_formula:
+        # of a single row: on a GPU what torch.compile makes of the formula is faster than a fused kernel; for several
+        # rows it would copy the cache first
+        formula = self.options and self.positions.is_cuda and len(self.tokens) == 1
+        with sdpa_kernel(SDPBackend.MATH) if formula else nullcontext():
             embedded = self.language_model.embed(self.tokens)
             hidden = self.language_model(embedded, self.positions, self.cache, **self.options)
         return self.language_model.logits(hidden[:, 0])

@@ -78,6 +78,15 @@ class PretrainedLanguageModel(nn.Module):
             raise ConfigError(f"transformers cannot build the language model {kind!r}: {one_line(error)}") from error
 
     @property
+    def recomputed_layers(self) -> int:
+        """As in `LanguageModel`, but that transformers computes all layers again, or none."""
+        return self.inner.config.num_hidden_layers if self.model.is_gradient_checkpointing else 0
+
+    @recomputed_layers.setter
+    def recomputed_layers(self, layers: int):
+        recompute(self.model, layers > 0)
+
+    @property
     def inner(self) -> nn.Module:
         """The model below its head."""
         return self.model.base_model
@@ -188,6 +197,16 @@ def linear_layers(language_model: nn.Module) -> list[str]:
     head = getattr(language_model, "head", None) or language_model.model.get_output_embeddings()
     modules = language_model.named_modules()
     return [name for name, module in modules if isinstance(module, nn.Linear) and module is not head]
+
+
+def recompute(model: nn.Module, on: bool = True):
+    """Switches a model of `transformers` to activation checkpointing, or back."""
+    # the first name is the newer one; transformers 5.17 has only the second
+    name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{name}_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{name}_disable")()
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:

@@ -72,6 +72,8 @@ def check_recipe(config: TrainingConfig):
     for name in ("batch_size", "accumulation", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}: use at least 1.")
+    if config.recomputed_layers < 0:
+        raise ConfigError(f"recomputed_layers is {config.recomputed_layers}: use 0 for none, or a number of layers.")
     if config.precision not in ("no", "bf16", "fp16"):
         raise ConfigError(f"precision is {config.precision!r}: choose no, bf16 or fp16.")
 

@@ -7,6 +7,7 @@ Both mix pictures and clips in every batch: that is the paper's joint training.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,15 +58,25 @@ def _train(
     if pictures_first:
         plan = _pictures_first(dataset, config, round(pictures_first * config.steps), task.plan)
         task = replace(task, plan=plan, data=f"{task.data}, {pictures_first:g} pictures first")
-    if not pixels:
-        return train(model, task, config, folder, label=label, **options)
-    with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
+    with _recomputing(model.language_model, config.recomputed_layers):
+        if not pixels:
+            return train(model, task, config, folder, label=label, **options)
+        with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
 
-        def decoded(indices):
-            return collate(list(threads.map(dataset.__getitem__, indices)))
+            def decoded(indices):
+                return collate(list(threads.map(dataset.__getitem__, indices)))
 
-        task = replace(task, ahead=True, collate=decoded)
-        return train(model, task, config, folder, label=label, **options)
+            task = replace(task, ahead=True, collate=decoded)
+            return train(model, task, config, folder, label=label, **options)
+
+
+@contextmanager
+def _recomputing(language_model, layers: int):
+    language_model.recomputed_layers = layers
+    try:
+        yield
+    finally:
+        language_model.recomputed_layers = 0
 
 
 def _pictures_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
