@@ -33,7 +33,7 @@ def _tiny() -> Preset:
             aspect="square",
         ),
         world=WorldConfig(images=12_000, clips=8_000, align_images=24_000, align_clips=10_000, text_documents=40_000),
-        language=TrainingConfig(steps=1200, batch_size=32, learning_rate=2e-3, weight_decay=0.01, accumulation=2),
+        language=TrainingConfig(steps=1200, batch_size=32, learning_rate=1e-3, weight_decay=0.01, accumulation=2),
         align_image=TrainingConfig(steps=1500, batch_size=256, learning_rate=1e-3, weight_decay=0.1),
         align_video=TrainingConfig(steps=800, batch_size=64, learning_rate=1e-3, weight_decay=0.1),
         stage1=TrainingConfig(steps=300, batch_size=48, learning_rate=3e-3, accumulation=2),
