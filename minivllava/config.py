@@ -21,7 +21,7 @@ def _check_heads(width: int, heads: int):
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A pre-LN ViT. With `temporal`, the video encoder: the same ViT plus temporal attention (PAPER 1.2)."""
+    """A pre-LN ViT. With `temporal`, the video encoder: the same ViT plus temporal attention."""
 
     image_size: int = 224
     patch_size: int = 14

@@ -69,7 +69,7 @@ def encode_conversation(
     """Token ids and labels of a conversation in LLaVA's format (a list of `{"from", "value"}`).
 
     visual_tokens: how many tokens each placeholder stands for, in order. The answers and the end-of-turn
-    after each are learned; everything else has the label -100 (PAPER 1.7). A conversation that ends with a
+    after each are learned; everything else has the label -100. A conversation that ends with a
     human turn is a prompt: it closes with "ASSISTANT:", and nothing is learned from it. What looks like a
     special token in a turn is ordinary text.
 

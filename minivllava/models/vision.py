@@ -86,7 +86,7 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor, layer: int = -2, keep_cls: bool = False) -> Tensor:
-        """Frozen patch features for the projector: (b, c, h, w) -> (b, n, d). Section 1.3 of PAPER."""
+        """Frozen patch features for the projector: (b, c, h, w) -> (b, n, d)."""
         hidden = self(pixels, self.depth_of(layer)).hidden[-1]
         return hidden if keep_cls else hidden[:, 1:]
 
