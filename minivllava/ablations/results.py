@@ -128,12 +128,12 @@ def whole_seeds(arms: dict[str, Settings], weights: str, known: dict[str, dict])
 def write_results(results: dict, folder: Path) -> Path:
     """Writes NAME.json, NAME.png and NAME.md. Returns the page."""
     from minivllava.ablations.figures import study_figure
+    from minivllava.figures.style import chart_png
 
     name = results["study"]
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"{name}.json", lambda part: part.write_text(json.dumps(results) + "\n"))
-    figure = study_figure(results)
-    _write(folder / f"{name}.png", lambda part: figure.savefig(part, format="png", dpi=100))
+    _write(folder / f"{name}.png", lambda part: part.write_bytes(chart_png(study_figure(results))))
     _write(folder / f"{name}.md", lambda part: part.write_text(page(results)))
     return folder / f"{name}.md"
 

@@ -44,7 +44,7 @@ from minivllava.figures.patches import (
     token_similarity,
 )
 from minivllava.figures.port import port_lost
-from minivllava.figures.style import DARK, LIGHT, Inks
+from minivllava.figures.style import DARK, LIGHT, Inks, chart_png
 from minivllava.figures.tables import number_tables, shares
 from minivllava.figures.tokens import (
     attention_matrix,
@@ -72,6 +72,7 @@ __all__ = [
     "attention_spread",
     "batch_strips",
     "cache_work",
+    "chart_png",
     "circle_pull",
     "clip_strips",
     "compare_runs",

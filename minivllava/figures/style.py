@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; where colour
 too, for print. All sizes and colours are set on the artists themselves, so drawing changes no setting of matplotlib.
 """
 
+import io
 import logging
 import textwrap
 from typing import NamedTuple
@@ -83,6 +84,16 @@ def new_figure(width: float, height: float, dark: bool, figure=None):
         figure.get_layout_engine().set(h_pad=0.08)
     figure.set_facecolor(ink.page)
     return ink, figure
+
+
+def chart_png(figure, colours: int = 64) -> bytes:
+    """A figure as a PNG of so many colours: a chart looks the same in a third of the bytes; a photograph would not."""
+    from PIL import Image
+
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=100)
+    Image.open(whole).convert("RGB").quantize(colours).save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
 def clean(axes, ink: Inks, grid: str):

@@ -80,7 +80,7 @@ class PretrainedLanguageModel(nn.Module):
     @property
     def recomputed_layers(self) -> int:
         """As in `LanguageModel`, but that transformers computes all layers again, or none."""
-        return self.inner.config.num_hidden_layers if self.model.is_gradient_checkpointing else 0
+        return self.inner.config.num_hidden_layers if _recomputes(self.model) else 0
 
     @recomputed_layers.setter
     def recomputed_layers(self, layers: int):
@@ -201,12 +201,20 @@ def linear_layers(language_model: nn.Module) -> list[str]:
 
 def recompute(model: nn.Module, on: bool = True):
     """Switches a model of `transformers` to activation checkpointing, or back."""
-    # the first name is the newer one; transformers 5.17 has only the second
-    name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
     if on:
-        getattr(model, f"{name}_enable")({"use_reentrant": False})
+        getattr(model, f"{_recomputing(model)}_enable")({"use_reentrant": False})
     else:
-        getattr(model, f"{name}_disable")()
+        getattr(model, f"{_recomputing(model)}_disable")()
+
+
+def _recomputes(model: nn.Module) -> bool:
+    return getattr(model, f"is_{_recomputing(model)}")
+
+
+def _recomputing(model: nn.Module) -> str:
+    """What transformers calls it: the first name is the newer one; 5.17 has only the second."""
+    newer = hasattr(model, "activation_checkpointing_enable")
+    return "activation_checkpointing" if newer else "gradient_checkpointing"
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
