@@ -1,11 +1,14 @@
 """Figures of the lessons on patches, time and alignment show the numbers that they are given, and name them."""
 
+import io
+
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
+from PIL import Image
 
 from minivllava import figures
 from minivllava.evaluation.retrieval import modality_gap, principal_plane
@@ -136,6 +139,19 @@ def test_both_pages(dark):
         figures.recall_curves({"a": [0.5]}, (1,), 4, dark=dark),
     ):
         assert isinstance(figure, Figure) and figure.get_facecolor() == matplotlib.colors.to_rgba(page)
+
+
+def test_a_chart_of_few_colours_looks_the_same_and_is_smaller():
+    """A colour that is rare on the page stays, where a palette of the commonest would lose it."""
+    panels = {"x": {name: (50.0, 40.0, 60.0) for name in ("one", "two", "three")}}
+    figure = figures.intervals(panels)
+    figure.axes[0].plot([45], [0], "o", color="#E69F00", markersize=4)
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", dpi=100)
+    small = figures.chart_png(figure)
+    assert len(small) < 0.6 * len(whole.getvalue())
+    one, other = (np.asarray(Image.open(file).convert("RGB"), dtype=int) for file in (whole, io.BytesIO(small)))
+    assert np.abs(one - other).max() <= 16, "of 255"
 
 
 def test_settings_of_matplotlib_stay():
