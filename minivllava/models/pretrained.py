@@ -202,17 +202,17 @@ def linear_layers(language_model: nn.Module) -> list[str]:
 def recompute(model: nn.Module, on: bool = True):
     """Switches a model of `transformers` to activation checkpointing, or back."""
     if on:
-        getattr(model, f"{_recomputing(model)}_enable")({"use_reentrant": False})
+        getattr(model, f"{_their_name(model)}_enable")({"use_reentrant": False})
     else:
-        getattr(model, f"{_recomputing(model)}_disable")()
+        getattr(model, f"{_their_name(model)}_disable")()
 
 
 def _recomputes(model: nn.Module) -> bool:
-    return getattr(model, f"is_{_recomputing(model)}")
+    return getattr(model, f"is_{_their_name(model)}")
 
 
-def _recomputing(model: nn.Module) -> str:
-    """What transformers calls it: the first name is the newer one; 5.17 has only the second."""
+def _their_name(model: nn.Module) -> str:
+    """What transformers calls activation checkpointing: the first name is the newer one, 5.17 has only the second."""
     newer = hasattr(model, "activation_checkpointing_enable")
     return "activation_checkpointing" if newer else "gradient_checkpointing"
 
