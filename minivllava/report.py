@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from minivllava import figures
 from minivllava.attention import most_focused, visual_attention
 from minivllava.data.media import read_image, read_video
 from minivllava.errors import CheckpointError
+from minivllava.files import write_text
 from minivllava.models.checkpoint import load_vllava
 from minivllava.models.storage import read_card
 from minivllava.models.vllava import VideoLLaVA
@@ -64,7 +64,8 @@ def write_report(folder: str | Path) -> Path:
         splits=SPLITS,
         asked=ASKED,
     )  # fmt: skip
-    return _write(folder / "report.html", html)
+    write_text(folder / "report.html", html)
+    return folder / "report.html"
 
 
 def result_picture(folder: str | Path):
@@ -238,13 +239,3 @@ def _png(frame: np.ndarray) -> str:
 
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _write(path: Path, text: str) -> Path:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

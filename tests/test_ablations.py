@@ -528,6 +528,14 @@ def test_results_show_every_seed_and_verdict(name, settings, tmp_path):
     assert whole_seeds(study.settings(base_settings("tiny")), "w", finished_cells(tmp_path / f"{name}.json")) == 3
 
 
+def test_a_page_names_the_whole_command_that_made_it(tmp_path):
+    study = load_study("stages")
+    options = ["--set", "stage2.steps*=4", "--parts", "my parts"]
+    results = summarise(study, "tiny", *made_up(study, base_settings("tiny"), 2), options)
+    command = "minivllava ablate stages --preset tiny --seeds 2 --set 'stage2.steps*=4' --parts 'my parts'"
+    assert f"`{command}`" in write_results(results, tmp_path).read_text()
+
+
 def test_studies_read_each_others_cells(tmp_path):
     start = base_settings("tiny")
     study = load_study("alignment")

@@ -156,7 +156,7 @@ def test_a_report_that_fails_leaves_the_old_one(run, monkeypatch):
     def full(*paths):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         report.write_report(run)
     assert (run / "report.html").read_text() == "old"

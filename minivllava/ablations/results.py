@@ -5,9 +5,8 @@ those of today's settings and parts, so shipped results are kept until something
 """
 
 import json
-import os
-import uuid
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,13 +16,17 @@ from minivllava.ablations.settings import Settings, base_settings, cell_key, dig
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
 from minivllava.ablations.study import METRICS, Claim, Study, load_study, study_names
 from minivllava.errors import DataError
+from minivllava.files import replacing, write_json, write_text
 from minivllava.provenance import environment
 
 
-def summarise(study: Study, preset: str, cells: list[Cell], found: dict[str, dict]) -> dict:
+def summarise(
+    study: Study, preset: str, cells: list[Cell], found: dict[str, dict], options: Sequence[str] = ()
+) -> dict:
     """All of a study's results as JSON types: what was asked, every cell, means and intervals, claims and verdicts.
 
-    found: results by key, one for each cell. Raises DataError where one is missing: no seed is ever left out.
+    found: results by key, one for each cell. options: of the command, beside preset and seeds. Raises DataError where
+    a result is missing: no seed is ever left out.
     """
     missing = [f"{cell.arm} seed {cell.seed}" for cell in cells if found.get(cell.key) is None]
     if missing:
@@ -47,6 +50,7 @@ def summarise(study: Study, preset: str, cells: list[Cell], found: dict[str, dic
         "about": study.about.strip(),
         "questions": list(study.questions),
         "preset": preset,
+        "options": list(options),
         "metrics": list(study.metrics),
         "reference": study.reference,
         "config_hash": config_hash(study, cells),
@@ -131,20 +135,11 @@ def write_results(results: dict, folder: Path) -> Path:
     from minivllava.figures.style import chart_png
 
     name = results["study"]
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{name}.json", lambda part: part.write_text(json.dumps(results) + "\n"))
-    _write(folder / f"{name}.png", lambda part: part.write_bytes(chart_png(study_figure(results))))
-    _write(folder / f"{name}.md", lambda part: part.write_text(page(results)))
+    write_json(folder / f"{name}.json", results)
+    with replacing(folder / f"{name}.png") as part:
+        part.write_bytes(chart_png(study_figure(results)))
+    write_text(folder / f"{name}.md", page(results))
     return folder / f"{name}.md"
-
-
-def _write(file: Path, write: Callable[[Path], object]):
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        write(part)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # the page
@@ -177,6 +172,8 @@ def page(results: dict) -> str:
             if not any(scores.values()):
                 continue
             lines.append(f"| {arm['label']}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
+    command = ["minivllava ablate", results["study"], "--preset", results["preset"], "--seeds", str(len(seeds))]
+    command += map(shlex.quote, results.get("options", []))
     counts = ", ".join(f"{count} {name}" for name, count in cells[0]["n"].items())
     lines += [
         "",
@@ -185,7 +182,7 @@ def page(results: dict) -> str:
         f"{minutes:.0f} minutes of cells in all, on {'; '.join(machines)}. Commit {', '.join(commits)}, "
         f"torch {made['torch']}, configuration {results['config_hash']}.",
         "",
-        f"Made by `minivllava ablate {results['study']} --preset {results['preset']} --seeds {len(seeds)}`.",
+        f"Made by `{' '.join(command)}`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from minivllava.ablations.cell import run_cell
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.settings import Settings, cell_key
 from minivllava.errors import CheckpointError, ConfigError, DivergedError, MinivllavaError
+from minivllava.files import write_json
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,7 @@ def read_cell(store: Path, key: str) -> dict | None:
 
 def write_cell(store: Path, result: dict):
     """Keeps a finished cell; its file is whole or not there."""
-    folder = Path(store) / "cells"
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{result['key']}.{uuid.uuid4().hex[:8]}.part"
-    part.write_text(json.dumps(result) + "\n")
-    os.replace(part, folder / f"{result['key']}.json")
+    write_json(Path(store) / "cells" / f"{result['key']}.json", result)
 
 
 def stand_alone() -> tuple[int, int]:

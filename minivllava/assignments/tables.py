@@ -2,11 +2,11 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from minivllava.assignments.grade import Row
+from minivllava.files import write_text
 
 
 def totals(rows: Iterable[Row]) -> list[dict]:
@@ -29,7 +29,6 @@ def write_tables(rows: list[Row], folder: str | Path) -> tuple[Path, Path]:
     import jinja2
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(Row.__dataclass_fields__)
@@ -39,9 +38,7 @@ def write_tables(rows: list[Row], folder: str | Path) -> tuple[Path, Path]:
     page = environment.get_template("grades.html.jinja").render(rows=rows, totals=totals(rows))
     files = folder / "grades.csv", folder / "grades.html"
     for file, content in zip(files, (text.getvalue(), page), strict=True):
-        beside = file.with_name(f".{file.name}")
-        beside.write_text(content, encoding="utf-8", errors="backslashreplace")
-        os.replace(beside, file)
+        write_text(file, content)
     return files
 
 

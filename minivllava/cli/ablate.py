@@ -65,11 +65,13 @@ def ablate(
         if rank == 0:
             _print_plans(studies, settings, seeds, found, out)
         return
+    options = [word for text in change for word in ("--set", text)]
+    options += [] if parts == STUDY_PARTS else ["--parts", str(parts)]
     for study in studies:
-        _run(study, settings, preset, seeds, found, out, processes, quiet=rank > 0)
+        _run(study, settings, preset, seeds, found, out, processes, options, quiet=rank > 0)
 
 
-def _run(study, settings, preset: str, seeds: int, parts, out: Path, processes: int | None, quiet: bool):
+def _run(study, settings, preset: str, seeds: int, parts, out: Path, processes: int | None, options, quiet: bool):
     from minivllava.ablations.questions import write_answers
     from minivllava.ablations.results import finished_cells, shared_cells, summarise, whole_seeds, write_results
     from minivllava.ablations.runner import grid, run_grid
@@ -90,7 +92,7 @@ def _run(study, settings, preset: str, seeds: int, parts, out: Path, processes: 
     found = run_grid(cells, parts, processes, known)
     if quiet:
         return
-    results = summarise(study, preset, cells, found)
+    results = summarise(study, preset, cells, found, options)
     file = write_results(results, out)
     if study.questions:
         write_answers(out)

@@ -30,8 +30,8 @@ def port(
 
     from minivllava.data.build import build_world, evaluation_only
     from minivllava.evaluation.port import WITH, WITHOUT, port_study, views
-    from minivllava.evaluation.predictions import write_json
     from minivllava.figures.port import port_lost
+    from minivllava.files import write_json
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
@@ -40,7 +40,6 @@ def port(
     world = evaluation_only(override(named_preset(preset), *change).world)
     world = build_world(replace(world, images=0, clips=0, compositional=0))
     results = port_study(model, world, limit, clips)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "port.json", results)
     port_lost(results["rows"], results["permutation"], WITH, WITHOUT).savefig(out / "port.png", dpi=150)
     _print(results)

@@ -59,7 +59,8 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ):
-    from minivllava.evaluation.predictions import Problems, write_json
+    from minivllava.evaluation.predictions import Problems
+    from minivllava.files import write_json
 
     chosen = named_benchmark(benchmark)
     problems = Problems(keep_going)

@@ -20,6 +20,7 @@ from torch import Tensor
 from minivllava.config import ModelConfig
 from minivllava.data.build import cache_dir, cores
 from minivllava.data.dataset import load_pixels
+from minivllava.files import replacing
 
 MANY = 500  # files, from which on processes are worth their start
 VERSION = 2  # of decoding, preprocessing and writing: another number, other files
@@ -71,25 +72,21 @@ def cache_media(
     rows = {file: row for row, file in enumerate(files)}
     if path.exists() or not files:
         return MediaCache(np.load(path, mmap_mode="r") if files else np.zeros(0), rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
     array = None
     load = partial(load_pixels, kind=kind, config=config, frames=frames)
-    try:
-        with tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False) as bar:
-            first = 0
-            for pixels in _decoded(files, load, batch_size):
-                values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
-                if array is None:
-                    shape = (len(files), *values.shape[1:])
-                    array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=dtype, shape=shape)
-                array[first : first + len(values)] = values
-                first += len(values)
-                bar.update(len(values))
+    with replacing(path) as part, tqdm(
+        total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False
+    ) as bar:  # fmt: skip
+        first = 0
+        for pixels in _decoded(files, load, batch_size):
+            values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
+            if array is None:
+                shape = (len(files), *values.shape[1:])
+                array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+            array[first : first + len(values)] = values
+            first += len(values)
+            bar.update(len(values))
         array.flush()
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return MediaCache(np.load(path, mmap_mode="r"), rows)
 
 

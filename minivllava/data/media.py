@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from minivllava.data.containers import declared_size, decord_is_right
 from minivllava.errors import ConfigError, MediaError
+from minivllava.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # a picture or a clip: only the content tells
@@ -131,7 +132,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 (h, w, 3) as PNG; the file appears whole or not at all."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise MediaError(f"{path}: a picture is uint8 (h, w, 3), not {image.dtype} {image.shape}.")
-    with _replacing(path) as part:
+    _check_folder(path)
+    with replacing(path) as part:
         Image.fromarray(image).save(part, format="PNG")
 
 
@@ -147,7 +149,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
         raise MediaError(f"{path}: a clip is uint8 (t, h, w, 3), not {frames.dtype} {frames.shape}.")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         raise MediaError(f"{path}: H.264 needs even sides, not {frames.shape[1:3]}: pad by one pixel.")
-    with _replacing(path) as part:
+    _check_folder(path)
+    with replacing(path) as part:
         # bitexact leaves dates and library versions out of the file
         with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -158,6 +161,11 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
             for frame in np.ascontiguousarray(frames):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
+
+
+def _check_folder(path: str | Path):
+    if not Path(path).parent.is_dir():
+        raise MediaError(f"{Path(path).parent} is not a folder: make it before writing {Path(path).name} there.")
 
 
 def _checked(path: str | Path) -> str:
@@ -295,17 +303,3 @@ def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
     text = re.sub(r"\[[\d:]+\] \S+: |Check failed: .*?\(\S+ vs\. \S+\) ", "", text)
     return text.strip(" .")[:80] or type(error).__name__
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` to write under; moved to `path` once the block ends well, removed otherwise."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise MediaError(f"{target.parent} is not a folder: make it before writing {target.name} there.")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

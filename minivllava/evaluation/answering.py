@@ -31,7 +31,8 @@ from minivllava.data.dataset import load_pixels
 from minivllava.errors import ContextLengthError, DataError, MediaError
 from minivllava.evaluation.benchmarks import JUDGED, Benchmark
 from minivllava.evaluation.benchmarks.judge import Judge
-from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log, replacing, write_json
+from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log
+from minivllava.files import write_json, write_text
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -259,10 +260,9 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
     problems.check()
     answers = {question.key: answers[question.key] for question in questions}
     left_out = [name for key, name in broken.items() if key not in answers]
-    with replacing(out / "predictions.jsonl") as file:
-        for question in questions:
-            answer = {benchmark.answer_field: answers[question.key], "model_id": Path(settings["checkpoint"]).name}
-            file.write(json.dumps(question.row | answer, ensure_ascii=False) + "\n")
+    model = {"model_id": Path(settings["checkpoint"]).name}
+    rows = (question.row | {benchmark.answer_field: answers[question.key]} | model for question in questions)
+    write_text(out / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     results = settings | {"answered": len(answers), "left_out": sorted(left_out)}
     if benchmark.submission is not None:
         results["submission"] = _submit(benchmark, root, out, answers, questions)

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -262,27 +261,6 @@ def need(folder: str | Path, *names: str) -> Path:
         listed = ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
         raise DataError(f"{folder} has no {listed}: download it there, or name another folder or file.")
     return found
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[IO[str]]:
-    """A text file to write, which takes its name only once it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, value, indent: int | None = None):
-    """Writes a JSON file, whole or not at all."""
-    with replacing(path) as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
-        file.write("\n")
 
 
 def read_log(path: str | Path) -> list[dict]:

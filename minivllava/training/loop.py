@@ -129,6 +129,7 @@ def train(
         total=config.steps, initial=start, desc=label, unit="step",
         disable=not (progress and accelerator.is_main_process),
     )  # fmt: skip
+
     def parts_of(step: int) -> list:
         indices = task.plan(step)
         if task.lengths is not None:

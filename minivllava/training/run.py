@@ -24,6 +24,7 @@ from minivllava.data.build import build_world
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
+from minivllava.files import write_json
 from minivllava.models.checkpoint import (
     is_main_process,
     load_language,
@@ -64,7 +65,7 @@ class Run:
                 raise CheckpointError(
                     f"{self.folder} cannot be made ({error.strerror}): give this run another name."
                 ) from error
-            _write(file, json.dumps(description | {"made_with": environment()}, indent=1) + "\n")
+            write_json(file, description | {"made_with": environment()}, indent=1)
         self.barrier()
 
     def _begun(self) -> bool:
@@ -87,7 +88,7 @@ class Run:
 
     def write_log(self, name: str, log: list[dict]):
         logs = self.logs() | {name: log}
-        _write(self.folder / "log.json", json.dumps(logs) + "\n")
+        write_json(self.folder / "log.json", logs)
 
     def logs(self) -> dict[str, list[dict]]:
         """Each finished step's log."""
@@ -112,13 +113,6 @@ def _completed(key: str, value):
 def _read(file: Path) -> dict:
     """A JSON object; an empty one where there is no file. Raises CheckpointError where it cannot be read."""
     return read_card(file, f"delete {file.parent} to start over") if file.exists() else {}
-
-
-def _write(file: Path, text: str):
-    """Writes a file whole or not at all."""
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
 
 
 def train_video_llava(preset: Preset, folder: str | Path, parts: str | Path | None = None, **options) -> VideoLLaVA:

@@ -1,0 +1,35 @@
+"""Files that are whole or not there at all, whenever a program that writes them is stopped."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to write under, moved to `path` once the block ends well and removed otherwise.
+
+    Makes the folder where there is none.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str):
+    """Writes text as UTF-8; what is no valid text (half of a surrogate pair) is written as an escape."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: str | Path, value, indent: int | None = None):
+    """Writes a value of JSON types and a line break."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")

@@ -1,0 +1,28 @@
+"""Files are whole or not there: nothing is left beside them, and what stood there before stays."""
+
+import json
+
+import pytest
+
+from minivllava.files import replacing, write_json, write_text
+
+
+def test_a_file_appears_whole_in_a_folder_that_is_made(tmp_path):
+    file = tmp_path / "new" / "answers.json"
+    write_json(file, {"answer": "größer"}, indent=1)
+    assert file.read_text(encoding="utf-8") == '{\n "answer": "größer"\n}\n'
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_writer_that_is_stopped_leaves_what_was_there(tmp_path):
+    file = tmp_path / "notes.txt"
+    write_text(file, "before")
+    with pytest.raises(KeyboardInterrupt), replacing(file) as part:
+        part.write_text("half of wh")
+        raise KeyboardInterrupt
+    assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
+
+
+def test_text_that_is_no_unicode_is_written_as_an_escape(tmp_path):
+    write_json(tmp_path / "a.json", "half \ud83d")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == "half \ud83d"
