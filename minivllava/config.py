@@ -3,9 +3,8 @@
 Vary a preset with `dataclasses.replace`, or with `overrides.override(preset, "stage2.steps=500")`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from minivllava.data.build import WorldConfig
 from minivllava.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, each colour's
@@ -240,6 +239,38 @@ class ModelConfig:
             return self.image.patches + self.keep_cls_image
         of_frame = self.video.patches + self.keep_cls_video
         return frames + of_frame if self.projector == "pooling" else frames * of_frame
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How much of the world to make. Scene i of a split is the same in every size of that split."""
+
+    seed: int = 0
+    size: int = 64  # side of pictures and clips in pixels
+    frames: int = 15  # of a clip; data/world.py says why not 16
+    fps: int = 8
+    images: int = 8000  # training scenes
+    clips: int = 8000
+    turns: int = 6  # questions on a training scene of two things; half as many on one, half more on three
+    align_images: int = 16000  # scenes, in families of four
+    align_clips: int = 8000
+    text_documents: int = 40000
+    validation: int = 100  # pictures, and as many clips
+    test: int = 400
+    compositional: int = 200
+    questions: int = 5  # on each scene of these three
+    depth: bool = False  # a depth map beside each picture
+
+    def __post_init__(self):
+        if self.size < 16 or self.size % 2:
+            raise ConfigError(f"The world's size is {self.size} pixels: use an even number of at least 16.")
+        if self.frames < 5:
+            raise ConfigError(f"Clips of {self.frames} frames cannot hold two events: use at least 5.")
+        for field in fields(self):
+            if getattr(self, field.name) < 0:
+                raise ConfigError(f"The world's {field.name} is {getattr(self, field.name)}: use at least 0.")
+        if self.fps < 1:
+            raise ConfigError(f"The world's fps is {self.fps}: use at least 1.")
 
 
 @dataclass(frozen=True)

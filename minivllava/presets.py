@@ -11,8 +11,8 @@ from minivllava.config import (
     TrainingConfig,
     VisionConfig,
     VisionTowerConfig,
+    WorldConfig,
 )
-from minivllava.data.build import WorldConfig
 from minivllava.errors import ConfigError
 
 

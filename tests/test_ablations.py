@@ -32,8 +32,7 @@ from minivllava.ablations.settings import Mixture, Settings, base_settings, cell
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
 from minivllava.ablations.study import load_study, study_names
 from minivllava.cli import app
-from minivllava.config import ModelConfig, TrainingConfig
-from minivllava.data.build import WorldConfig
+from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
 from minivllava.data.world import sample_scene
 from minivllava.errors import CheckpointError, ConfigError, DataError, DivergedError, MinivllavaError
 from minivllava.models.checkpoint import save_model

@@ -225,3 +225,36 @@ def test_no_tracked_text_names_a_machine_path_or_a_package_registry() -> None:
             if forbidden.search(line):
                 found.append(f"{path}:{number}: {line.strip()[:100]}")
     assert not found, "\n".join(found)
+
+
+def package_map() -> list[str]:
+    """Files and folders of the README's map, relative to the package, in its order."""
+    section = readme().split("## The package, in reading order")[1].split("\n## ")[0]
+    listed, folder = [], ""
+    for cell in re.findall(r"^\| (.+?) \|", section, re.MULTILINE):
+        if heading := re.fullmatch(r"\*\*(.+)\*\*", cell):
+            folder = heading[1] if heading[1].endswith("/") else ""
+        listed += [folder + name for name in re.findall(r"`([^`]+)`", cell)]
+    return listed
+
+
+def test_the_readme_maps_every_module_in_reading_order():
+    """A module imports, when it is imported, only from those before it; `__init__` files gather what is theirs."""
+    listed, package = package_map(), ROOT / "minivllava"
+
+    def place(file: str) -> int | None:
+        names = (i for i, name in enumerate(listed) if file == name or name.endswith("/") and file.startswith(name))
+        return next(names, None)
+
+    files = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name != "__init__.py"]
+    assert not [file for file in files if place(file) is None], "these modules are not in the README's map"
+    assert not [name for name in listed if not (package / name).exists()], "the README's map has these in vain"
+    ahead = []
+    for file in files:
+        for node in ast.parse((package / file).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minivllava."):
+                module = node.module.removeprefix("minivllava.").replace(".", "/")
+                names = [f"{module}/{alias.name}.py" for alias in node.names] + [f"{module}.py"]
+                imported = [place(name) for name in names if (package / name).exists()]
+                ahead += [f"{file} imports {module}" for at in imported if at is not None and at > place(file)]
+    assert not ahead

@@ -6,7 +6,8 @@ from tiny import tiny_vllava
 from typer.testing import CliRunner
 
 from minivllava.cli import app
-from minivllava.data.build import WorldConfig, build_world
+from minivllava.config import WorldConfig
+from minivllava.data.build import build_world
 from minivllava.errors import ConfigError
 from minivllava.evaluation.port import (
     PORT,

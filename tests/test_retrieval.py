@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tiny import square, tiny_languagebind, tiny_tokenizer
 
 from minivllava import cli
-from minivllava.data.build import WorldConfig, build_world
+from minivllava.config import WorldConfig
+from minivllava.data.build import build_world
 from minivllava.data.media import write_image, write_video
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.pairs import read_pairs, world_pairs

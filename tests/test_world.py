@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from minivllava.data.build import FILES, VERSION, WorldConfig, build_world, world_folder
+from minivllava.config import WorldConfig
+from minivllava.data.build import FILES, VERSION, build_world, world_folder
 from minivllava.data.captions import caption
 from minivllava.data.dataset import load_records
 from minivllava.data.dialogue import OFTEN_SEEN, turns

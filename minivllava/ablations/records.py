@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from minivllava.ablations.settings import Mixture, align_world, train_world
-from minivllava.config import TrainingConfig
-from minivllava.data.build import WorldConfig, build_world
+from minivllava.config import TrainingConfig, WorldConfig
+from minivllava.data.build import build_world
 from minivllava.data.dataset import load_records
 from minivllava.data.questions import QUESTIONS
 from minivllava.data.world import COLOURS, generator, sample_scene

@@ -8,9 +8,8 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
-from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
 from minivllava.data import build
-from minivllava.data.build import WorldConfig
 from minivllava.errors import ConfigError
 from minivllava.presets import preset
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import grid_costs
 from minivllava.bench.peers import comparable, compare
-from minivllava.data.build import WorldConfig, build_world
+from minivllava.config import WorldConfig
+from minivllava.data.build import build_world
 from minivllava.data.dataset import load_records
 from minivllava.models.checkpoint import load_vllava
 from minivllava.presets import preset

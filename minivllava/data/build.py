@@ -23,55 +23,23 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from minivllava.config import WorldConfig
 from minivllava.data.dialogue import OFTEN_SEEN, turns
 from minivllava.data.questions import Turn, describe
 from minivllava.data.render import render, render_depth
 from minivllava.data.siblings import FAMILY, sample_family
 from minivllava.data.text_corpus import text_document
-from minivllava.data.world import FRAMES, HELD_OUT, Scene, generator, sample_scene
-from minivllava.errors import ConfigError
+from minivllava.data.world import HELD_OUT, Scene, generator, sample_scene
 
 VERSION = 2  # of the generator: another number, another folder
 FILES = ("text", "align_images", "align_clips", "stage1", "stage2", "validation", "test", "compositional")
 Records = dict[str, list[dict]]  # records by the file they go to
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """How much of the world to make. Scene i of a split is the same in every size of that split."""
-
-    seed: int = 0
-    size: int = 64  # side of pictures and clips in pixels
-    frames: int = FRAMES
-    fps: int = 8
-    images: int = 8000  # training scenes
-    clips: int = 8000
-    turns: int = 6  # questions on a training scene of two things; half as many on one, half more on three
-    align_images: int = 16000  # scenes, in families of four
-    align_clips: int = 8000
-    text_documents: int = 40000
-    validation: int = 100  # pictures, and as many clips
-    test: int = 400
-    compositional: int = 200
-    questions: int = 5  # on each scene of these three
-    depth: bool = False  # a depth map beside each picture
-
-    def __post_init__(self):
-        if self.size < 16 or self.size % 2:
-            raise ConfigError(f"The world's size is {self.size} pixels: use an even number of at least 16.")
-        if self.frames < 5:
-            raise ConfigError(f"Clips of {self.frames} frames cannot hold two events: use at least 5.")
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise ConfigError(f"The world's {field.name} is {getattr(self, field.name)}: use at least 0.")
-        if self.fps < 1:
-            raise ConfigError(f"The world's fps is {self.fps}: use at least 1.")
 
 
 def evaluation_only(config: WorldConfig) -> WorldConfig:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minivllava.config import WorldConfig
+
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "moon")
 SIZES = ("small", "large")
@@ -40,7 +42,7 @@ REACH = (0.30, 0.62)  # length of a path, in canvas sides
 
 # 15 frames, because `linspace(0, 14, 8)` takes every second one exactly: the eight frames a model sees are
 # then as symmetric in time as the clip. From 16 frames, rounding would give the order of time away.
-FRAMES = 15
+FRAMES = WorldConfig.frames
 
 # Never together in training: each colour once, each shape once or twice.
 HELD_OUT = frozenset(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from minivllava.data.build import WorldConfig
+from minivllava.config import WorldConfig
 from minivllava.data.captions import at_place, caption
 from minivllava.data.world import (
     COLOURS,
