@@ -237,7 +237,7 @@ class _LastRows(list):
     """Keeps of each layer's pattern (1, k, s, s) the last position's row, (k, s): memory stays small."""
 
     def append(self, pattern: Tensor):
-        super().append(pattern[0, :, -1])
+        super().append(pattern[0, :, -1].clone())  # a view would keep all of it
 
 
 def _check_one_token_a_patch(config: ModelConfig, kind: str):

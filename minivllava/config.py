@@ -11,11 +11,18 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, ea
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")  # what a VisionTowerConfig may hold
 PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models/projector.py says what each is
+ACTIVATIONS = ("gelu", "quick_gelu")  # models/layers.py
+TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
 
 
 def _check_heads(width: int, heads: int):
     if width % heads:
         raise ConfigError(f"width {width} is not a multiple of heads {heads}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]):
+    if value not in choices:
+        raise ConfigError(f"There is no {name} {value!r}; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class VisionConfig:
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
+        _check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ class VisionTowerConfig:
     @property
     def heads(self) -> int:
         return self.tower["num_attention_heads"]
+
+    @property
+    def layers(self) -> int:
+        return self.tower.get("num_hidden_layers", 12)  # as many as `transformers` gives one that does not say
 
     @property
     def grid(self) -> int:
@@ -129,6 +141,7 @@ class TextConfig:
 
     def __post_init__(self):
         _check_heads(self.width, self.heads)
+        _check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -214,8 +227,15 @@ class ModelConfig:
     projector_queries: int = 16  # of the "resampler": tokens of each picture or clip
 
     def __post_init__(self):
-        if self.projector not in PROJECTORS:
-            raise ConfigError(f"There is no projector {self.projector!r}; choose one of {', '.join(PROJECTORS)}.")
+        _check_choice("projector", self.projector, PROJECTORS)
+        _check_choice("template", self.template, TEMPLATES)
+        _check_choice("stage1_template", self.stage1_template, TEMPLATES)
+        for name, layers in (("image", self.image.layers), ("video", self.video.layers)):
+            if not -1 - layers <= self.select_layer <= layers:
+                raise ConfigError(
+                    f"select_layer is {self.select_layer} and the {name} encoder has {layers} layers: choose from "
+                    f"{-layers - 1} to {layers}."
+                )
         if self.image.width != self.video.width:
             raise ConfigError(
                 f"The image encoder's width {self.image.width} is not the video encoder's {self.video.width}: "

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from minivllava import figures
 from minivllava.attention import most_focused, visual_attention
 from minivllava.data.media import read_image, read_video
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, ConfigError
 from minivllava.files import write_text
 from minivllava.models.checkpoint import load_vllava
 from minivllava.models.storage import read_card
@@ -58,7 +59,7 @@ def write_report(folder: str | Path) -> Path:
         gallery={kind: [_card(group) for group in groups] for kind, groups in shown.items()},
         mistakes=[_card([p]) for kind in figures.KINDS for p in _drawn(_wrong(answered, kind), MISTAKES)],
         wrong=len(_wrong(answered)),
-        overlays=[_overlay(model, groups[0][0]) for groups in shown.values() if groups],
+        overlays=_overlays(model, [groups[0][0] for groups in shown.values() if groups]),
         tables={split: _columns(tables[split]) for split in SPLITS if tables.get(split)},
         labels=figures.LABELS,
         splits=SPLITS,
@@ -197,6 +198,15 @@ def _card(predictions: list[dict]) -> dict:
     first = predictions[0]
     frames = [_png(frame) for frame in _frames(first)]
     return {"kind": first["kind"], "frames": frames, "questions": predictions[:ASKED]}
+
+
+def _overlays(model: VideoLLaVA, predictions: Iterable[dict]) -> list[dict]:
+    """Attention over the patches of what was asked about; none where the model has no token for each patch."""
+    found = []
+    for prediction in predictions:
+        with suppress(ConfigError):
+            found.append(_overlay(model, prediction))
+    return found
 
 
 def _overlay(model: VideoLLaVA, prediction: dict) -> dict:

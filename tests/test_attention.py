@@ -83,6 +83,14 @@ def test_models_without_a_token_for_each_patch_say_so(model, media):
             token_places(config, "image")
 
 
+def test_looking_keeps_one_row_of_each_pattern(model, media, monkeypatch):
+    kept, stack = [], torch.stack
+    monkeypatch.setattr(torch, "stack", lambda rows, *rest: (kept.append(rows), stack(rows, *rest))[1])
+    visual_attention(model, media / "picture.png", QUESTION)
+    rows = next(rows for rows in kept if type(rows).__name__ == "_LastRows")
+    assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
+
+
 def test_rollout_multiplies_layers_from_the_last_to_the_first():
     first = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0.0]])  # 2 reads 1, 1 reads 0
     second = np.eye(3)

@@ -212,6 +212,9 @@ def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
         json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]})
     )
     assert load_tower(tmp_path / "tower").config.mean == (0, 0, 0)
+    (tmp_path / "tower/preprocessor_config.json").write_text('{"image_mean": [')
+    with pytest.raises(CheckpointError, match="preprocessor_config.json is no JSON"):
+        load_tower(tmp_path / "tower")
 
 
 def test_a_cls_token_that_is_not_there_cannot_be_kept(tmp_path):
@@ -248,6 +251,17 @@ def test_a_model_of_such_parts_is_saved_and_loaded_like_any_other(model, tmp_pat
     inner = again.language_model.model
     assert inner.lm_head.weight is inner.get_input_embeddings().weight, "tied weights stay one"
     assert set(again.stop_tokens) == {2, 7}
+
+
+def test_clips_have_as_many_frames_as_the_config_says(model):
+    parts = (model.image_encoder, model.video_encoder, model.language_model, model.tokenizer)
+    config = replace(model.config, video=replace(model.config.video, frames=4))
+    assert assemble(config, *parts).config.video.frames == 4
+    assert assemble(model.config, *parts).config == model.config
+    temporal = tiny_vllava().video_encoder
+    config = replace(model.config, video=replace(model.config.video, frames=temporal.config.frames + 1))
+    with pytest.raises(ConfigError, match="model.video.frames is .* set the same"):
+        assemble(config, model.image_encoder, temporal, model.language_model, model.tokenizer)
 
 
 def test_it_answers_about_files(model, tmp_path):

@@ -1,7 +1,10 @@
 """`minivllava bench`: the peer is the same model, the counted work is the work, the cells hold what they say."""
 
+import inspect
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from minivllava.bench import gpu, work
+from minivllava.ablations import STUDY_PARTS
+from minivllava.ablations.cell import peak_memory
+from minivllava.bench import gpu, shipped, work
 from minivllava.bench.peers import Inputs, Ours, Theirs, comparable, compare, peer_of
 from minivllava.bench.timing import in_turns, ratios
 from minivllava.cli import app
+from minivllava.cli.ablate import ablate
 from minivllava.errors import ConfigError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.presets import preset
@@ -99,3 +105,35 @@ def test_without_a_gpu_it_says_so_and_counts(monkeypatch):
     assert all(f"{value:.3g}" in result.output for value in found.values())
     result = CliRunner().invoke(app, ["bench", "--gpu", "--device", "cuda"])
     assert "no CUDA GPU" in str(result.exception)
+    result = CliRunner().invoke(app, ["bench", "--gpu", "--preset", "smol"])
+    assert isinstance(result.exception, ConfigError) and not result.output
+
+
+def test_figures_go_into_a_new_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(app, ["bench", "--gpu", "--out", str(tmp_path / "new/figures.json")])
+    assert result.exit_code == 0, result.exception
+    assert "prefill, operations" in json.loads((tmp_path / "new/figures.json").read_text())
+
+
+def test_a_grid_is_costed_with_the_parts_that_studies_start_from(monkeypatch, tmp_path):
+    """Cells of other parts have other keys: the finished ones would not be found."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / STUDY_PARTS).mkdir(parents=True)
+    asked = []
+    monkeypatch.setattr(shipped, "load_vllava", lambda checkpoint: None)
+    monkeypatch.setattr(shipped, "build_world", lambda config: tmp_path)
+    monkeypatch.setattr(shipped, "_stage2_rate", lambda *_: (1.0, 0.0))
+    monkeypatch.setattr(shipped, "_cold_start", lambda *_: {"ask": 1.0, "import torch": 1.0})
+    monkeypatch.setattr(shipped, "grid_costs", lambda preset, parts: asked.append(parts.folder) or {})
+    figures = shipped.run_bench("anywhere/tiny", peer=False)
+    assert asked == [inspect.signature(ablate).parameters["parts"].default] == [STUDY_PARTS]
+    assert 0.1 < figures["peak memory of this process, GiB"] < 64
+
+
+@pytest.mark.parametrize("system, unit", [("linux", 2**10), ("darwin", 1)])
+def test_peak_memory_is_counted_in_the_systems_unit(monkeypatch, system, unit):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**30 // unit))
+    assert peak_memory() == 3

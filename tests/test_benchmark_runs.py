@@ -17,7 +17,7 @@ from tiny import square, tiny_vllava
 from minivllava import cli
 from minivllava.config import LanguageConfig
 from minivllava.data.media import write_image, write_video
-from minivllava.errors import ContextLengthError, DataError, JudgeError, MediaError
+from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, JudgeError, MediaError
 from minivllava.evaluation import answering
 from minivllava.evaluation.benchmarks import BENCHMARKS, benchmark, judge, open_ended, video_qa
 from minivllava.evaluation.benchmarks.judge import Case, Judge, judged
@@ -249,6 +249,47 @@ def test_a_run_answers_every_question_and_scores_what_it_can(model, tmp_path, na
     else:
         assert all(value is None or value >= 0 for value in results["metrics"].values())
     assert json.loads((tmp_path / "out/results.json").read_text())["benchmark"] == name
+
+
+@pytest.mark.parametrize("name", ["vqav2", "llava-bench"])
+def test_an_id_may_have_another_name(tmp_path, name):
+    file = next(file for file in root_of(name, tmp_path).rglob("*uestions.json*"))
+    file.write_text(file.read_text().replace('"question_id"', '"id"'))
+    assert all(question.row["question_id"] == question.key for question in benchmark(name).questions(tmp_path / "root"))
+
+
+def test_llavas_questions_need_no_id_of_that_name(tmp_path):
+    file = root_of("textvqa", tmp_path) / "llava_textvqa_val_v051_ocr.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    written(file, [{"id" if k == "question_id" else k: v for k, v in row.items()} for row in rows])
+    found = benchmark("textvqa").questions(tmp_path / "root")
+    assert [question.row["question_id"] for question in found] == [str(row["question_id"]) for row in rows]
+    written(file, [{k: v for k, v in row.items() if k != "question_id"} for row in rows])
+    with pytest.raises(DataError, match="ocr.jsonl:1: no id"):
+        benchmark("textvqa").questions(tmp_path / "root")
+
+
+def test_a_model_that_cannot_answer_says_so(model, tmp_path):
+    root = root_of("pope", tmp_path)
+    with pytest.raises(ConfigError, match="--device meta"):
+        run(model, "pope", root, tmp_path / "out", device="meta")
+    mute = shutil.copytree(model, tmp_path / "mute")
+    card = json.loads((mute / "config.json").read_text())
+    (mute / "config.json").write_text(json.dumps(card | {"tokenizer": False}))
+    with pytest.raises(CheckpointError, match="mute holds no tokenizer"):
+        run(mute, "pope", root, tmp_path / "mutes")
+
+
+def test_a_trained_model_goes_by_its_runs_name(model, tmp_path, monkeypatch, command):
+    trained = shutil.copytree(model, tmp_path / "runs/first/model")
+    root = root_of("pope", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command("evaluate", trained, "--benchmark", "pope", "--root", root, "--device", "cpu",
+                           "--max-new-tokens", 3)  # fmt: skip
+    assert code == 0, err
+    rows = read_log(tmp_path / "runs/benchmarks/first/pope/predictions.jsonl")
+    assert {row["model_id"] for row in rows} == {"first"}
+    assert answering.model_name(model) == "tiny" and answering.model_name("LanguageBind/Video-LLaVA-7B")[:5] == "Video"
 
 
 def test_submissions_are_what_the_servers_read(model, tmp_path, monkeypatch):

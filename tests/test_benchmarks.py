@@ -293,6 +293,16 @@ def test_gqas_own_predictions_are_compared_as_they_are(tmp_path):
     assert "1 predictions are for unbalanced" in result["notes"][0]
 
 
+def test_gqa_leaves_a_question_without_an_answer_out(tmp_path):
+    asked = json.loads((FILES / "gqa/data/testdev_balanced_questions.json").read_text())
+    for broken in ({}, {"answer": ["red"]}):
+        name = next(iter(asked))
+        asked[name] = {k: v for k, v in asked[name].items() if k != "answer"} | broken
+        (tmp_path / "q.json").write_text(json.dumps(asked))
+        result = scored("gqa", tmp_path / "q.json", FILES / "gqa/answers.jsonl", keep_going=True)
+        assert result["n"] == 3 and any("q.json" in problem for problem in result["problems"])
+
+
 @pytest.mark.parametrize(
     "reply, letter",
     [
@@ -313,6 +323,14 @@ def test_scienceqa():
         assert "1 replies name no letter" in result["notes"][0]
     result = scored("ScienceQA-IMG", "scienceqa/problems.json", "scienceqa/answers.jsonl")
     assert (result["n"], result["metrics"]) == (2, {"IMG accuracy": 50})
+
+
+@pytest.mark.parametrize("splits", ["[]", "{}", '{"test": 3}'])
+def test_scienceqas_splits_must_name_the_test(tmp_path, splits):
+    shutil.copy(FILES / "scienceqa/problems.json", tmp_path)
+    (tmp_path / "pid_splits.json").write_text(splits)
+    with pytest.raises(DataError, match="pid_splits.json has no list 'test'"):
+        scored("scienceqa", tmp_path / "problems.json", "scienceqa/answers.jsonl")
 
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "two birds"}

@@ -1,5 +1,6 @@
 """Checkpoint folders: what goes in comes out, and whatever is wrong with one is said in a sentence."""
 
+import ast
 import json
 import pickle
 import re
@@ -308,12 +309,20 @@ def test_shards_that_are_not_whole(request, kind):
     card = json.loads(index.read_text())
     index.unlink()
     refused(path, last.name, "missing", "-00001-of-")
-    for text in ("{", "[]", json.dumps({"weight_map": {"a": "../../passwords"}}), json.dumps({"weight_map": {}})):
+    maps = ({"a": "../../passwords"}, {}, {"a": 3}, "text")
+    for text in ("{", "[]", *(json.dumps({"weight_map": names}) for names in maps)):
         index.write_text(text)
         refused(path, index.name)
     first = sorted(set(card["weight_map"].values()))[0]
     index.write_text(json.dumps({"weight_map": {"a": first}}))
     refused(path, "missing language_model.norm.weight")
+
+
+def test_no_check_is_an_assertion():
+    """`python -O` leaves assertions out."""
+    for file in Path(storage.__file__).parents[1].rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), file
 
 
 def test_a_shard_twice(sharded):
@@ -473,6 +482,17 @@ def test_a_write_interrupted_while_renaming(tmp_path, monkeypatch, after):
     with pytest.raises(KeyboardInterrupt):
         write_folder(path, lambda folder: (folder / "a").write_text("new"))
     assert (path / "a").read_text() == "old" and listing(tmp_path) == ["model"]
+
+
+def test_a_folder_that_was_moved_aside_when_the_process_was_killed_is_put_back(tmp_path):
+    (tmp_path / ".model.01234567.old").mkdir()
+    (tmp_path / ".model.01234567.old/a").write_text("old")
+    (tmp_path / ".other.01234567.old").mkdir()
+    storage.recover_folder(tmp_path / "model")
+    assert (tmp_path / "model/a").read_text() == "old" and listing(tmp_path) == [".other.01234567.old", "model"]
+    (tmp_path / ".model.89abcdef.old").mkdir()
+    storage.recover_folder(tmp_path / "model")
+    assert (tmp_path / "model/a").read_text() == "old"
 
 
 def test_a_model_without_a_finished_folder_is_no_checkpoint(tmp_path):

@@ -254,6 +254,21 @@ def test_a_run_of_that_name_with_another_recipe(run, refused, model, place):
     refused(["runs/run", "another"], *command, "--set", "stage2.batch_size=2")
 
 
+@pytest.mark.parametrize("rank, told", [(0, True), (1, False)])
+def test_of_several_processes_one_evaluates_and_reports(run, place, monkeypatch, rank, told):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr("minivllava.training.run.train_video_llava", lambda *_, **__: None)
+    monkeypatch.setattr("minivllava.training.run.finetune", lambda *_, **__: (None, ["gone.png"]))
+    monkeypatch.setattr("minivllava.cli.train._evaluate_and_report", lambda *_: print("evaluated"))
+    left = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: left.append(rank))
+    for arguments in (["--preset", "sample"], ["--data", "data.json", "--init", "start"]):
+        code, out, err = run("train", *arguments)
+        assert (code, bool(out)) == (0, told), err
+    assert left == [rank, rank], "a process that exits while connected may abort, and end the one that evaluates"
+
+
 # presets and changes
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from minivllava.config import ModelConfig, Preset
+from minivllava.config import ACTIVATIONS, TEMPLATES, ModelConfig, Preset
+from minivllava.data import conversation
 from minivllava.errors import ConfigError
+from minivllava.models import layers
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import PRESETS, preset
 
@@ -32,11 +34,23 @@ def test_override_changes_one_field():
         ("model.keep_cls_video=1", "holds false"),
         ("language.betas=0.9", r"holds \[0.9, 0.98\]"),
         ("model.image.patch_size=7", "multiple"),
+        ("model.image.activation=relu", "no activation 'relu'; choose one of gelu, quick_gelu"),
+        ("model.text.activation=relu", "no activation 'relu'"),
+        ("model.template=v7", "no template 'v7'; choose one of v1, llava_v1, short, plain, chat"),
+        ("model.stage1_template=v7", "no stage1_template 'v7'"),
+        ("model.select_layer=-9", "select_layer is -9 and the image encoder has 4 layers: choose from -5 to 4"),
+        ("model.select_layer=5", "select_layer is 5"),
     ],
 )
 def test_bad_overrides_say_what_is_wrong(assignment, told):
     with pytest.raises(ConfigError, match=told):
         override(preset("tiny"), assignment)
+
+
+def test_choices_are_those_there_are():
+    assert (set(ACTIVATIONS), set(TEMPLATES)) == (set(layers.ACTIVATIONS), set(conversation.TEMPLATES))
+    for layer in (-5, 4):
+        assert override(preset("tiny"), f"model.select_layer={layer}").model.select_layer == layer
 
 
 def test_unknown_preset_lists_the_known_ones():

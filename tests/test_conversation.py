@@ -224,6 +224,8 @@ def test_records_keep_visuals_in_the_order_of_their_placeholders(tmp_path):
         (r'[{"conversations": [{"from": "human", "value": "\ud800"}]}]', "data.json: .* half a character"),
         (json.dumps([GOOD | {"types": "colour"}]), "record 0.*: 'types' must be a list of texts"),
         (json.dumps([GOOD | {"needs_order": 3}]), "record 0.*: 'needs_order' must be a list of true or false"),
+        (json.dumps([GOOD | {"types": ["a", "b"]}]), "record 0.*: 'types' is 2 long and there are 1 answers"),
+        (json.dumps([GOOD | {"needs_order": [True] * 3}]), "record 0.*: 'needs_order' is 3 long"),
         (json.dumps([GOOD | {"family": "x"}]), "record 0.*: 'family' must be a whole number"),
         (json.dumps([GOOD | {"image": ""}]), "record 0.*: 'image' must be a path .* none of them empty"),
         (json.dumps([{"conversations": turns("Show it", "<image>")}]), "record 0: turn 2, an answer, holds a"),

@@ -7,8 +7,17 @@ import torch
 from tiny import tiny_vllava, write_records
 
 from minivllava.data.dataset import load_pixels, load_records
-from minivllava.errors import DataError
-from minivllava.evaluation.evaluate import VIEWS, _Visuals, accuracy, evaluate, majority, normalised, table
+from minivllava.errors import ConfigError, DataError
+from minivllava.evaluation.evaluate import (
+    VIEWS,
+    _Visuals,
+    accuracy,
+    evaluate,
+    evaluate_world,
+    majority,
+    normalised,
+    table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +37,25 @@ def test_every_view_answers_every_record(model, records, view):
     assert [p["kind"] for p in predictions] == ["image", "video"] * 4 + ["text"]
     assert all(p["correct"] == (normalised(p["answer"]) == normalised(p["truth"])) for p in predictions)
     assert predictions[0]["question"] == "What colour is the square?", "shown without its placeholder"
+
+
+def test_a_view_that_does_not_exist_is_refused(model, records):
+    with pytest.raises(ConfigError, match="no view 'blnd'; choose one of model, shuffled frames"):
+        evaluate(model, records, "blnd")
+
+
+def test_a_model_of_any_dtype_is_evaluated(records):
+    predictions = evaluate(tiny_vllava().bfloat16(), records, max_new_tokens=2, progress=False)
+    assert len(predictions) == len(records)
+
+
+def test_a_split_without_records_is_left_out(model, tmp_path):
+    write_records(tmp_path).rename(tmp_path / "test.json")
+    (tmp_path / "stage2.json").write_bytes((tmp_path / "test.json").read_bytes())
+    (tmp_path / "compositional.json").write_text("[]\n")
+    results = evaluate_world(model, tmp_path, tmp_path / "new/evaluation.json")
+    assert list(results["tables"]) == list(results["predictions"]) == ["test"]
+    assert json.loads((tmp_path / "new/evaluation.json").read_text(encoding="utf-8")) == results
 
 
 def test_batches_give_the_answers_of_single_questions(model, records):

@@ -133,6 +133,9 @@ def test_a_prompt_that_fills_the_context_is_an_error_not_an_empty_answer():
         generate(model, batch(), LENGTHS, stop=())
     with pytest.raises(ConfigError, match="max_new_tokens 0"):
         generate(model, batch(), LENGTHS, stop=(), max_new_tokens=0)
+    for temperature in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match=f"temperature {temperature}"):
+            generate(model, batch(), LENGTHS, stop=(), temperature=temperature)
     rest = LENGTHS.clamp(max=59)
     assert len(generate(model, batch(), rest, stop=())[1]) == 1, "one place left, one token"
     assert generate(model, batch()[:0], LENGTHS[:0], stop=()) == []

@@ -204,6 +204,16 @@ def test_both_stages_train_from_the_command_line(root, tmp_path, monkeypatch, ca
     train_recipe(told, root, "runs/mine", ("stage2.lora_rank=2",) if lora else (), lora, True, device="cpu")
 
 
+def test_a_recipe_that_no_run_can_have_is_refused_before_anything_is_read_or_written(tmp_path):
+    for change, told in (
+        ("stage2.log_every=0", r"stage2\.log_every is 0"),
+        ("stage2.precision=bf16", r"stage1\.precision is no, stage2\.precision is bf16"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            train_recipe(recipe(tmp_path), tmp_path / "nowhere", tmp_path / "run", (change,))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_clip_that_cannot_be_decoded_stops_training_and_is_named(root, tmp_path):
     broken = root / "valley/0/gone.mp4"
     broken.write_bytes(b"no clip")

@@ -163,6 +163,15 @@ def test_a_report_that_fails_leaves_the_old_one(run, monkeypatch):
     assert not list(run.glob(".report*"))
 
 
+def test_a_model_without_a_token_for_each_patch_has_a_report_without_overlays(run, model):
+    assert "Where it looks" in report.write_report(run).read_text()
+    torch.manual_seed(0)
+    pooled = VideoLLaVA(dataclasses.replace(model.config, projector="pooling"), model.tokenizer)
+    shutil.rmtree(run / "model")
+    pooled.save_pretrained(run / "model")
+    assert "Where it looks" not in report.write_report(run).read_text()
+
+
 def test_files_are_drawn_whatever_was_answered():
     right = [prediction("image", f"{i}.png", i, "ring") for i in range(40)]
     wrong = [p | {"correct": i % 3 == 0} for i, p in enumerate(right)]

@@ -210,5 +210,12 @@ def test_retrieve_at_the_command_line(bound, files, tmp_path, monkeypatch, capfd
     assert code == 0 and "text to visual" in out and "chance 33.3 %" in out
     code, _, err = command(parts, "--modality", "depth", "--device", "cpu")
     assert code == 2 and "no depth encoder" in err
+    code, _, _ = command(parts, "--data", tmp_path / "p.json", "--device", "cpu", "--out", tmp_path / "new/r.json")
+    assert code == 0 and json.loads((tmp_path / "new/r.json").read_text())["files"] == 3
+    code, _, err = command(parts, "--data", tmp_path / "p.json", "--device", "meta")
+    assert code == 2 and "--device meta" in err
+    save_model(bound[0], tmp_path / "mute/languagebind", "languagebind")
+    code, _, err = command(tmp_path / "mute", "--data", tmp_path / "p.json", "--device", "cpu")
+    assert code == 2 and "holds no tokenizer" in err
     code, _, err = command(parts, "--modality", "sound", "--device", "cpu")
     assert code == 2 and "sound" in err

@@ -161,6 +161,8 @@ def test_what_is_saved_reads_the_same_again(tmp_path):
 def test_folders_without_a_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is no folder"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="somebody/model is no folder: name one"):
+        Tokenizer.from_pretrained("somebody/model")
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         Tokenizer.from_pretrained(tmp_path)
     theirs = fast_tokenizer(["<s>", "</s>"], "<s>", "</s>")

@@ -7,14 +7,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import COLOURS, square, tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training, write_records
+from tiny import (
+    COLOURS,
+    VISION,
+    square,
+    tiny_config,
+    tiny_languagebind,
+    tiny_tokenizer,
+    tiny_vllava,
+    training,
+    write_records,
+)
 from train_worker import run_task
 
 from minivllava.config import TrainingConfig
@@ -29,15 +43,16 @@ from minivllava.errors import (
     DivergedError,
     MediaError,
 )
-from minivllava.models.checkpoint import load_vllava
+from minivllava.models.checkpoint import load_language, load_vllava, save_model
+from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import Loss
 from minivllava.overrides import override
 from minivllava.presets import preset
 from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import conversation_task, pretrain_language, train_tokenizer
-from minivllava.training.loop import Task, learning_rate, shuffled_batches, train
-from minivllava.training.run import Run, finetune, train_video_llava
+from minivllava.training.loop import Task, check_recipes, learning_rate, shuffled_batches, train
+from minivllava.training.run import Run, assemble, export, finetune, train_video_llava
 from minivllava.training.stages import features_fingerprint, stage2, visual_loader
 
 TESTS = Path(__file__).parent
@@ -211,6 +226,27 @@ def test_numbers_that_no_run_can_have_are_refused(tmp_path, change):
         train(Line(), line_task(training()), training(precision="int3"), tmp_path, **QUIET)
 
 
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("language.log_every=0", r"language\.log_every is 0"),
+        ("align_video.checkpoint_every=0", r"align_video\.checkpoint_every is 0"),
+        ("stage2.precision=int3", r"stage2\.precision is 'int3'"),
+        ("stage2.precision=bf16", r"stage1\.precision is no, stage2\.precision is bf16: give all"),
+    ],
+)
+def test_every_recipe_of_a_run_is_checked_before_anything_is_made(tmp_path, monkeypatch, change, told):
+    monkeypatch.setattr("minivllava.training.run.build_world", None)
+    with pytest.raises(ConfigError, match=told):
+        train_video_llava(override(preset("sample"), change), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_of_parts_that_are_there_are_not_checked(tmp_path):
+    changed = override(preset("sample"), "language.log_every=0", "align_image.precision=bf16")
+    check_recipes(changed, ("stage1", "stage2"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = training()
     task = line_task(config)
@@ -251,6 +287,15 @@ def test_a_line_of_the_log_that_was_interrupted_goes_on(tmp_path):
     with pytest.raises(Stopped):
         train(NoisyLine(), stopping(line_task(config), 5), config, tmp_path / "run", **QUIET)
     assert_same_log(train(NoisyLine(), line_task(config), config, tmp_path / "run", **QUIET), log)
+
+
+def test_a_state_that_was_moved_aside_when_the_run_was_killed_is_found(tmp_path):
+    config = training(steps=8, checkpoint_every=3)
+    with pytest.raises(Stopped):
+        train(NoisyLine(), stopping(line_task(config), 5), config, tmp_path, **QUIET)
+    (tmp_path / "state").rename(tmp_path / ".state.01234567.old")
+    log = train(NoisyLine(), stopping(line_task(config), 0), config, tmp_path, **QUIET)  # the first step is done
+    assert [line["step"] for line in log] == list(range(1, 9))
 
 
 def test_the_state_of_a_stage_is_of_its_records(records, tmp_path):
@@ -349,6 +394,17 @@ def test_only_the_parts_of_a_step_learn(records, tmp_path, name):
     assert len(log) == 2 and not model.training
 
 
+def test_a_video_encoder_without_temporal_attention_is_bound_as_the_image_encoder_it_is(records, tmp_path):
+    config = tiny_config(len(tiny_tokenizer()), video=VISION)
+    bound = LanguageBind(LanguageBindConfig({"image": VISION, "video": VISION}, config.text, config.embed_dim))
+    clips = records.filter(lambda row: bool(row["videos"]))
+    log = align_video(bound, clips, tiny_tokenizer(), config, training(), tmp_path / "run", **QUIET)
+    assert len(log) == 4
+    assert_bit_equal(bound.encoders["video"], bound.encoders["image"])
+    assert not torch.equal(bound.projections["video"].weight, bound.projections["image"].weight)
+    assemble(config, bound, tiny_vllava().language_model, tiny_tokenizer())
+
+
 def test_frozen_parts_get_no_gradient(records):
     model = tiny_vllava().train()
     data = Conversations(records, model.tokenizer, model.config, visual_loader(model, records, cached=False))
@@ -382,6 +438,37 @@ def test_a_cache_of_several_batches_holds_every_file(tmp_path, monkeypatch, prog
     cache = cache_media(files, "image", config, batch_size=2, progress=progress)
     for file in files:
         assert torch.equal(cache[file], load_pixels(file, "image", config, 1))
+
+
+def test_of_two_processes_one_fills_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    write_image(tmp_path / "red.png", square("red", 0))
+    both, encoded = threading.Barrier(2), []
+
+    def encode(pixels):
+        encoded.append(len(pixels))
+        time.sleep(0.2)
+        return pixels.flatten(1)
+
+    def cached(_):
+        both.wait()
+        return cache_media([str(tmp_path / "red.png")], "image", tiny_config(300), encode, progress=False)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(cached, range(2))
+    assert encoded == [1] and np.array_equal(first.array, second.array)
+
+
+@pytest.mark.parametrize("options", [{}, {"load": lambda path, kind: torch.zeros(4, 16)}, {"cached": False}])
+def test_features_are_computed_on_the_device_that_training_will_use(records, tmp_path, monkeypatch, options):
+    """The device "meta" stands for a GPU; whoever gives features or trains on pixels leaves the model where it is."""
+    places = []
+    there = SimpleNamespace(device=torch.device("meta"))
+    monkeypatch.setattr(stages, "accelerator_for", lambda config, device: there)
+    monkeypatch.setattr(stages, "visual_loader", lambda model, *_: places.append(model.device.type))
+    monkeypatch.setattr(stages, "train", lambda model, *_, **__: places.append(model.device.type))
+    stages.stage1(tiny_vllava(), records, training(), tmp_path, progress=False, **options)
+    assert places == (["cpu"] * (2 - ("load" in options)) if options else ["meta"] * 2)
 
 
 def test_a_broken_file_is_named_by_processes_too(tmp_path, monkeypatch):
@@ -551,6 +638,23 @@ def test_a_broken_file_of_a_run_is_named(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file cannot be made"):
         Run(tmp_path / "file", {"start": "here"})
+
+
+def test_a_finished_run_is_exported_with_the_parts_it_trained(tmp_path):
+    run, model = tmp_path / "run", tiny_vllava()
+    Run(run, {"preset": {"name": "mine"}}).write_log("model", [])
+    model.save_pretrained(run / "model")
+    save_model(model.language_model, run / "language", "language", tokenizer=model.tokenizer)
+    export(run, tmp_path / "out")
+    assert load_vllava(tmp_path / "out/mine").config == model.config
+    assert load_language(tmp_path / "out/parts/language")[0].config == model.config.language
+    for folder in (tmp_path / "out", tmp_path / "out/parts"):
+        assert [(folder / file).read_text() for file in ("run.json", "log.json")] == [
+            (run / file).read_text() for file in ("run.json", "log.json")
+        ]
+    (run / "run.json").write_text('{"training": {}}')
+    with pytest.raises(CheckpointError, match=r"run\.json names no preset.*copy .*model instead"):
+        export(run, tmp_path / "out")
 
 
 def test_a_whole_run_stopped_again_and_again_makes_the_same_model(tmp_path, monkeypatch):

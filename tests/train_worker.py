@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training
 
@@ -60,3 +61,5 @@ if __name__ == "__main__":
                 out / f"{task_name}.safetensors",
             )
             (out / f"{task_name}.json").write_text(json.dumps(lines))
+    if dist.is_initialized():  # a process that exits while connected may abort
+        dist.destroy_process_group()

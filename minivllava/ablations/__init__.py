@@ -9,6 +9,12 @@ cell.py          one cell: a model trained by one arm's settings from one seed, 
 runner.py        the grid of arms and seeds: finished cells are kept, processes share what is left
 plan.py          what a study will cost, before it runs
 statistics.py    intervals, paired differences, verdicts
-results.py       from cells to data/results/NAME.json, .png, .md and the answers to the ten questions
+results.py       from cells to data/results/NAME.json, .png, .md
 figures.py       their drawing
+questions.py     from results to data/results/QUESTIONS.md, the answers to the ten questions
 """
+
+from pathlib import Path
+
+RESULTS = Path("data/results")
+STUDY_PARTS = RESULTS / "parts"  # of short training, which arms with parts of their own can be given as well

@@ -1,8 +1,8 @@
 """One cell of a study's grid: a model trained with one arm's settings from one seed, and its scores."""
 
 import json
-import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,8 +22,6 @@ from minivllava.models.checkpoint import load_tensors, save_tensors, write_folde
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 from minivllava.training.stages import stage1, stage2, visual_loader
-
-VIEWS = ("blind", "single frame", "shuffled frames")
 
 
 def run_cell(settings: Settings, seed: int, parts: Parts) -> dict:
@@ -108,7 +106,7 @@ def _scores(model: VideoLLaVA, data: Data, load: Callable, baselines: bool, prog
     if baselines:
         clips = data.test.select([number for number, videos in enumerate(data.test["videos"]) if videos])
         scores["baselines"] = {"blind": answers("blind")}
-        for view in VIEWS[1:]:
+        for view in ("single frame", "shuffled frames"):
             scores["baselines"][view] = summary(evaluate(model, clips, view, progress=progress))
         commonest = majority(data.test, data.stage2), majority(data.pope, data.stage2)
         scores["baselines"]["majority"] = summary(commonest[0]) | pope_summary(commonest[1])
@@ -127,8 +125,8 @@ def summary(predictions: Sequence[dict]) -> dict[str, float]:
 def pope_summary(predictions: Sequence[dict]) -> dict[str, float]:
     """POPE's figures in per cent: accuracy, F1 and yes-ratio of each split, and their means over the splits.
 
-    What begins with "yes" is a yes and all else a no, as POPE reads answers. An F1 that is undefined, because no
-    yes was right, counts as 0.
+    What begins with "yes" is a yes and all else a no; POPE's own script looks for a "no" instead
+    (`benchmarks.pope.says_yes`). An F1 that is undefined, because no yes was right, counts as 0.
     """
     found: dict[str, float] = {}
     splits = [name for name in POPE if any(p["type"] == name for p in predictions)]
@@ -211,6 +209,16 @@ def _finished(settings: Settings, seed: int, parts: Parts, folder: Path) -> Vide
 
 def _peak() -> float:
     """The most memory that this process has used so far, in GiB: the GPU's where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory()
+
+
+def peak_memory() -> float:
+    """The most of the machine's memory that this process has used so far, in GiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minivllava.ablations.results import claim_text, difference
 from minivllava.ablations.study import METRICS
+from minivllava.files import write_text
 
 QUESTIONS = {
     1: ("How does a unified representation help the language model, against separate encoders?",
@@ -33,7 +34,7 @@ def write_answers(folder: Path) -> Path:
     for study in sorted({study for *_, studies in QUESTIONS.values() for study in studies}):
         file = folder / f"{study}.json"
         if file.exists():
-            results[study] = json.loads(file.read_text())
+            results[study] = json.loads(file.read_text(encoding="utf-8"))
     lines = [
         "# The ten questions", "",
         "Answers from the finished studies: differences in points with their 95 % intervals, and the paper's where it "
@@ -50,7 +51,7 @@ def write_answers(folder: Path) -> Path:
         said = answer(there, number) + (f" Not run yet: {', '.join(open_)}." if there and open_ else "")
         lines.append(f"| {number} | {question} | {how} | {said} | {figures} | {sure} |")
     path = folder / "QUESTIONS.md"
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

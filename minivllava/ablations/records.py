@@ -84,7 +84,7 @@ class DepthData:
 
     def __init__(self, world: WorldConfig, progress: bool = True):
         folder = build_world(depth_world(world), progress=progress)
-        tune, test = (json.loads((folder / f"{name}.json").read_text()) for name in ("stage2", "test"))
+        tune, test = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("stage2", "test"))
         tune, test = ([r for record in records if (r := without_colour(record))] for records in (tune, test))
         self.tune = load_records_of(tune, folder, depth=True)
         self.test = load_records_of(test, folder, depth=True)
@@ -99,7 +99,7 @@ def depth_world(world: WorldConfig) -> WorldConfig:
 def depth_captions(world: WorldConfig, progress: bool = True):
     """Depth maps with captions, in families: what binds depth to text."""
     folder = build_world(align_world(world, depth=True), progress=progress)
-    records = json.loads((folder / "align_images.json").read_text())
+    records = json.loads((folder / "align_images.json").read_text(encoding="utf-8"))
     return load_records_of(records, folder, depth=True)
 
 

@@ -1,4 +1,4 @@
-"""From finished cells to what is read: NAME.json, NAME.png, NAME.md, and the answers to the ten questions.
+"""From finished cells to what is read: NAME.json, NAME.png, NAME.md.
 
 The JSON holds every cell of every seed. A study that runs again takes finished cells from it where their keys are
 those of today's settings and parts, so shipped results are kept until something they follow from has changed.
@@ -111,7 +111,7 @@ def finished_cells(file: Path) -> dict[str, dict]:
     if not file.exists():
         return {}
     try:
-        return {cell["key"]: cell for cell in json.loads(file.read_text())["cells"]}
+        return {cell["key"]: cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is no results file ({error!r}): move it away, or give another --out.") from error
 

@@ -79,7 +79,7 @@ def read_cell(store: Path, key: str) -> dict | None:
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}): delete it, and its cell is computed again.") from error
 

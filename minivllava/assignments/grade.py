@@ -31,6 +31,8 @@ KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH")  # of the env
 
 @dataclass(frozen=True)
 class Limits:
+    """What a submission may take."""
+
     seconds: float = 60.0  # for each cell
     megabytes: int = 2000  # beyond what the imports take
     grace: float = 10.0  # seconds beyond its limit in which a cell may stop by itself before its process is killed
@@ -52,10 +54,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
+    """An assignment with its answers and tests, which submissions are graded against."""
+
     name: str
     notebook: dict
 
     def tests(self) -> list:
+        """Its tests, in order."""
         return [part for part in parts(self.notebook, self.name) if part.role == "test"]
 
 

@@ -78,6 +78,7 @@ def start_clock(seconds: float):
 
 
 def stop_clock():
+    """No TimeIsUp from now on."""
     if _set_timer is not None:
         _set_timer(_REAL, 0)
 

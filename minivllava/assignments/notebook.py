@@ -70,6 +70,7 @@ def source(cell: dict) -> str:
 
 
 def has_region(cell: dict, region: tuple[str, str]) -> bool:
+    """Whether a cell holds the region's first mark."""
     return region[0] in source(cell)
 
 
@@ -136,6 +137,7 @@ def parts(notebook: dict, where: str) -> list[Part]:
 
 
 def has_exercises(notebook: dict) -> bool:
+    """Whether any cell of a notebook holds an answer to cut out."""
     return any(has_region(cell, SOLUTION) for cell in notebook["cells"])
 
 

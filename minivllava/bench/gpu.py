@@ -15,7 +15,19 @@ from statistics import median
 import torch
 from torch import nn
 
-from minivllava.bench.peers import LEARNED, OURS, THEIRS, WORDS, Inputs, Ours, Theirs, answers, comparable, peer_of
+from minivllava.bench.peers import (
+    LEARNED,
+    OURS,
+    THEIRS,
+    WORDS,
+    Inputs,
+    Ours,
+    Theirs,
+    answers,
+    comparable,
+    need_peer,
+    peer_of,
+)
 from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product_rate, ratios
 from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
 from minivllava.config import ModelConfig
@@ -41,10 +53,12 @@ def run_gpu_bench(
 ) -> dict:
     """`rows` of all cells, and what they ran on. `batches`: conversations in a training step, by stage.
 
-    Raises ConfigError without the device, CheckpointError where stage 2 would not fit into its memory.
+    Raises ConfigError without the device or for a model that has no peer, CheckpointError where stage 2 would not fit
+    into the device's memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("This machine has no CUDA GPU: leave --gpu out, or run it on one that has.")
+    need_peer(config)
     model = comparable(random_model(config, device, dtype))
     place = torch.device(device)
     limits = {
@@ -66,16 +80,17 @@ def run_gpu_bench(
     }  # fmt: skip
 
 
-def floor(config: ModelConfig, bytes_each: int = 2) -> dict[str, float]:
+def floor(config: ModelConfig) -> dict[str, float]:
     """What the cells cannot do without, counted from the sizes alone: operations, and the bytes that decoding reads.
 
-    For one conversation about one clip, in a dtype of `bytes_each`.
+    For one conversation about one clip, in a dtype of two bytes. Raises ConfigError for a model that has no peer.
     """
+    need_peer(config)
     frames, language = config.video.frames, config.language
     positions = config.visual_tokens("video", frames) + WORDS
     return {
         "prefill, operations": prefill_work(config, frames, WORDS),
-        "decode, bytes a token": (decoder_weights(language) + cache_numbers(language, positions)) * bytes_each,
+        "decode, bytes a token": (decoder_weights(language) + cache_numbers(language, positions)) * 2,
         "stage 1, operations": training_work(config, frames, WORDS, LEARNED, 1),
         "stage 2, operations": training_work(config, frames, WORDS, LEARNED, 2),
     }

@@ -33,15 +33,15 @@ WORDS, LEARNED = 32, 16  # tokens of text beside the clip; of these, in the answ
 class Inputs:
     """Conversations about a clip each: ids (b, s), pixels (b, t, c, h, w), labels and mask (b, s), lengths (b,)."""
 
-    def __init__(self, config: ModelConfig, batch: int, like: Tensor, words: int = WORDS, learned: int = LEARNED):
+    def __init__(self, config: ModelConfig, batch: int, like: Tensor):
         frames, side = config.video.frames, config.video.image_size
         draw = torch.Generator().manual_seed(0)
-        text = torch.randint(3, config.language.vocab_size - 2, (batch, words), generator=draw)
+        text = torch.randint(3, config.language.vocab_size - 2, (batch, WORDS), generator=draw)
         clip = torch.full((batch, config.visual_tokens("video", frames)), config.video_token)
         self.ids = torch.cat([text[:, :1], clip, text[:, 1:]], dim=1).to(like.device)
         self.clips = torch.randn(batch, frames, 3, side, side, generator=draw).to(like)
         self.labels = self.ids.clone()
-        self.labels[:, :-learned] = IGNORE
+        self.labels[:, :-LEARNED] = IGNORE
         self.mask = torch.ones_like(self.ids)
         self.lengths = self.mask.sum(1)
 
@@ -97,14 +97,18 @@ class Theirs:
 def comparable(model: VideoLLaVA) -> VideoLLaVA:
     """The model as the peer runs it, of the same parameters: without temporal attention, with the CLS of clips, two
     ids of the vocabulary standing for visual tokens. Raises ConfigError for one that the peer has no place for."""
-    config = model.config
-    fits = isinstance(config.image, VisionConfig) and isinstance(config.language, LanguageConfig)
-    if not fits or config.projector != "mlp":
-        raise ConfigError("The peer in transformers is of CLIP, mlp2x_gelu and LLaMA: compare a model of these.")
-    last = config.language.vocab_size - 1
+    need_peer(model.config)
+    last = model.config.language.vocab_size - 1
     return without_temporal_attention(
         model, keep_cls_image=False, keep_cls_video=True, image_token=last - 1, video_token=last
     )
+
+
+def need_peer(config: ModelConfig):
+    """Raises ConfigError for a model that the peer has no place for."""
+    fits = isinstance(config.image, VisionConfig) and isinstance(config.language, LanguageConfig)
+    if not fits or config.projector != "mlp":
+        raise ConfigError("The peer in transformers is of CLIP, mlp2x_gelu and LLaMA: compare a model of these.")
 
 
 def peer_of(model: VideoLLaVA) -> nn.Module:

@@ -1,6 +1,5 @@
 """What training with a cache, and the first answer of a shipped model, cost on this machine."""
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -8,6 +7,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from minivllava.ablations import STUDY_PARTS
+from minivllava.ablations.cell import peak_memory
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import grid_costs
 from minivllava.bench.peers import comparable, compare
@@ -42,10 +43,9 @@ def run_bench(checkpoint: str | Path, steps: int = 30, peer: bool = True) -> dic
     seconds = _cold_start(checkpoint, world)
     figures["ask: seconds from cold start to answer"] = round(seconds["ask"], 2)
     figures["ask: share spent on importing torch"] = round(seconds["import torch"] / seconds["ask"], 2)
-    parts = Path(checkpoint).parent / "parts"
-    if parts.is_dir():
-        figures |= grid_costs("tiny", Parts(parts, "runs/ablations", progress=False))
-    figures["peak memory of this process, GiB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    if STUDY_PARTS.is_dir():
+        figures |= grid_costs("tiny", Parts(STUDY_PARTS, "runs/ablations", progress=False))
+    figures["peak memory of this process, GiB"] = round(peak_memory(), 2)
     if peer:
         compared = compare(model)
         figures["transformers: largest difference of a logit"] = f"{compared['difference']['logits']:.1e}"

@@ -49,6 +49,7 @@ def encoder_work(config: VisionConfig, frames: int, layers: int) -> int:
 
 
 def projector_work(config: ModelConfig, visual_tokens: int, backward: float = 0) -> float:
+    """Operations of the projector on so many features; backward: as of `decoder_work`."""
     width = config.language.width
     return 2 * visual_tokens * (config.image.width * width + width**2) * (1 + backward)
 

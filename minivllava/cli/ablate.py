@@ -5,11 +5,9 @@ from typing import Annotated
 
 import typer
 
+from minivllava.ablations import RESULTS, STUDY_PARTS
 from minivllava.cli.app import RUNS, Device, app
 from minivllava.errors import ConfigError
-
-RESULTS = Path("data/results")
-STUDY_PARTS = RESULTS / "parts"  # of short training, which arms with parts of their own can be given as well
 
 
 @app.command()

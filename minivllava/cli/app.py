@@ -15,7 +15,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Preset = Annotated[str, typer.Option(help="Sizes and recipe: sample, demo, tiny, small or paper.")]
+Preset = Annotated[str, typer.Option(help="Sizes and recipe: sample, demo, tiny, small, smol or paper.")]
 Changes = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the preset, e.g. stage2.steps=500.")
 ]

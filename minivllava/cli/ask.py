@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from minivllava.cli.app import Device, app
-from minivllava.errors import CheckpointError, ConfigError, DataError, MinivllavaError
+from minivllava.errors import DataError, MinivllavaError
 
 Checkpoint = Annotated[
     str, typer.Argument(help="A checkpoint folder or hub id, e.g. data/pretrained/tiny or LanguageBind/Video-LLaVA-7B.")
@@ -30,19 +30,14 @@ def load_model(checkpoint: str, device: str | None = None, dtype: str | None = N
     """The Video-LLaVA that these options name. Raises ConfigError for a device that is not there, CheckpointError."""
     import torch
 
+    from minivllava.models.checkpoint import need_tokenizer, usable_device
     from minivllava.models.vllava import VideoLLaVA
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"--device {device} cannot be used here ({reason}): try --device cpu.") from error
+    device = usable_device(device)
     dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "bfloat16")
     options = {"quantize": quantize} if quantize else {}
     model = VideoLLaVA.from_pretrained(checkpoint, device=device, dtype=dtype, **options)
-    if model.tokenizer is None:
-        raise CheckpointError(f"{checkpoint} holds no tokenizer: copy tokenizer.json beside its weights.")
+    need_tokenizer(model.tokenizer, checkpoint)
     return model
 
 

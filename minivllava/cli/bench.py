@@ -1,12 +1,12 @@
 """Measurements: bench."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from minivllava.cli.app import Preset, app
+from minivllava.files import write_json
 
 
 @app.command()
@@ -41,7 +41,7 @@ def bench(
     for line in _lines(figures.get("rows", ())):
         print(line)
     if out is not None:
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(out, figures, indent=1)
 
 
 def _gpu_figures(preset: str, device: str | None) -> dict:
@@ -54,11 +54,12 @@ def _gpu_figures(preset: str, device: str | None) -> dict:
     if device == "cpu":
         return run_gpu_bench(config, device, torch.float32, tokens=16)
     if device is None and not torch.cuda.is_available():
+        needed = floor(config)
         print(
             "This machine has no CUDA GPU, so nothing is timed (the same cells at a small size: minivllava bench --gpu "
             f"--device cpu --preset demo). What one conversation about one clip needs at least, preset {preset}, bf16:"
         )
-        return {name: f"{value:.3g}" for name, value in floor(config).items()}
+        return {name: f"{value:.3g}" for name, value in needed.items()}
     return run_gpu_bench(config, device or "cuda")
 
 

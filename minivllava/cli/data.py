@@ -49,7 +49,8 @@ def data(
     world = build_world(override(named_preset(preset), *change).world)
     print(f"Shapes in Motion: {world}")
     for file in sorted(set(world.glob("*.json")) - {world / "config.json"}):
-        print(f"  {file.name}: {len(json.loads(file.read_text()))} records")
+        records = json.loads(file.read_text(encoding="utf-8"))
+        print(f"  {file.name}: {len(records)} records")
     if out is not None:
         write_folder(out, lambda folder: shutil.copytree(world, folder, dirs_exist_ok=True))
     if sheet is not None:

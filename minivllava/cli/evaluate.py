@@ -66,11 +66,11 @@ def evaluate(
             "questions are answered greedily, all of them."
         )
     if benchmark is not None:
-        from minivllava.evaluation.answering import run_benchmark
+        from minivllava.evaluation.answering import model_name, run_benchmark
         from minivllava.evaluation.benchmarks import benchmark as named_benchmark
 
         chosen = named_benchmark(benchmark)
-        out = out or RUNS / "benchmarks" / checkpoint.name / chosen.name
+        out = out or RUNS / "benchmarks" / model_name(checkpoint) / chosen.name
         results = run_benchmark(
             checkpoint, chosen, root, out, limit=limit, batch_size=batch_size, temperature=temperature,
             max_new_tokens=max_new_tokens, seed=seed, skip_broken=skip_broken, dtype=dtype, device=device,

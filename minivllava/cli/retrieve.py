@@ -36,8 +36,6 @@ def retrieve(
     Recall@1, 5 and 10 both ways over the embedded world's test scenes, and top-1 accuracy over scenes of one thing;
     or over pairs of your own with --data. Ties count against the model.
     """
-    import torch
-
     from minivllava.evaluation.pairs import FOLDERS, read_pairs, world_pairs
     from minivllava.evaluation.retrieval import (
         TEMPLATES,
@@ -47,13 +45,14 @@ def retrieve(
         embed_texts,
         retrieval,
     )
-    from minivllava.models.checkpoint import load_languagebind
+    from minivllava.files import write_json
+    from minivllava.models.checkpoint import load_languagebind, need_tokenizer, usable_device
 
     if data is None and modality not in FOLDERS:
         raise ConfigError(f"The embedded world has no {modality}; choose one of {', '.join(FOLDERS)}, or name --data.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = parts / "languagebind" if (parts / "languagebind").is_dir() else parts
-    model, tokenizer = load_languagebind(folder, device)
+    model, tokenizer = load_languagebind(folder, usable_device(device))
+    need_tokenizer(tokenizer, folder)
     if modality not in model.config.encoders:
         bound = ", ".join(model.config.encoders)
         raise ConfigError(f"{folder} has no {modality} encoder; it binds {bound}: choose one of these with --modality.")
@@ -74,8 +73,7 @@ def retrieve(
         accuracy = class_accuracy(visuals[chosen], classes, list(task.of.values()))
         results["classification"][name] = {"n": len(chosen), "classes": len(task.classes)} | accuracy
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(out, results, indent=1)
     print(json.dumps(results, indent=1) if as_json else "\n".join(_lines(results)))
 
 

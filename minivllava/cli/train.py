@@ -53,6 +53,7 @@ def train(
 
     An interrupted run continues where it stopped when the same command is given again.
     """
+    from minivllava.models.storage import is_main_process
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
@@ -77,16 +78,30 @@ def train(
     from minivllava.training.run import train_video_llava
 
     train_video_llava(recipe, folder, None if from_scratch else init or PARTS, device=device)
-    _evaluate_and_report(folder, recipe, device)
+    _leave_group()
+    if is_main_process():
+        _evaluate_and_report(folder, recipe, device)
 
 
 def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
+    from minivllava.models.storage import is_main_process
     from minivllava.training.run import finetune
 
     _, skipped = finetune(init, data, media, training, epochs, folder, skip_broken, device=device)
+    _leave_group()
+    if not is_main_process():
+        return
     if skipped:
         print(f"Left out {len(skipped)} broken file(s): {', '.join(skipped)}")
     print(f"The tuned model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")
+
+
+def _leave_group():
+    """Of several processes, ends their connection: one that exits with it open may abort, which ends the others."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _evaluate_and_report(folder: Path, recipe, device: str | None):
@@ -97,7 +112,8 @@ def _evaluate_and_report(folder: Path, recipe, device: str | None):
     world = build_world(recipe.world)
     results = evaluate_world(load_model(str(folder / "model"), device, "float32"), world, folder / "evaluation.json")
     print_results(results)
-    print(f"The report: {write_report(folder)}")
+    if "test" in results["tables"]:
+        print(f"The report: {write_report(folder)}")
 
 
 @app.command()

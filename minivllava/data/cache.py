@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from minivllava.config import ModelConfig
@@ -56,7 +58,7 @@ def cache_media(
 
     kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`; the cache's
     key is that, the preprocessing and its VERSION, and each file's path, size and time of change. The
-    file appears under its name only when it is complete.
+    file appears under its name only when it is complete, and of several processes one makes it.
     """
     from tqdm.auto import tqdm
 
@@ -70,24 +72,30 @@ def cache_media(
     name = "features" if encode else "pixels"
     path = cache_dir() / name / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
     rows = {file: row for row, file in enumerate(files)}
-    if path.exists() or not files:
-        return MediaCache(np.load(path, mmap_mode="r") if files else np.zeros(0), rows)
-    array = None
-    load = partial(load_pixels, kind=kind, config=config, frames=frames)
-    with replacing(path) as part, tqdm(
-        total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False
-    ) as bar:  # fmt: skip
-        first = 0
-        for pixels in _decoded(files, load, batch_size):
+    if not files:
+        return MediaCache(np.zeros(0), rows)
+    if not path.exists():
+        load = partial(load_pixels, kind=kind, config=config, frames=frames)
+        bar = tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with bar, FileLock(path.with_suffix(".lock")):  # of several processes one fills it, and the others wait
+            if not path.exists():
+                _fill(path, len(files), _decoded(files, load, batch_size), encode, dtype, bar)
+    return MediaCache(np.load(path, mmap_mode="r"), rows)
+
+
+def _fill(path: Path, rows: int, batches: Iterator[Tensor], encode: Callable | None, dtype: str, bar):
+    """Writes what each batch of pixels becomes, one row a file."""
+    array, first = None, 0
+    with replacing(path) as part:
+        for pixels in batches:
             values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
             if array is None:
-                shape = (len(files), *values.shape[1:])
-                array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+                array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(rows, *values.shape[1:]))
             array[first : first + len(values)] = values
             first += len(values)
             bar.update(len(values))
         array.flush()
-    return MediaCache(np.load(path, mmap_mode="r"), rows)
 
 
 def _decoded(files: list[str], load: Callable[[str], Tensor], batch_size: int) -> Iterator[Tensor]:

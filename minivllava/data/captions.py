@@ -19,6 +19,7 @@ def full_name(thing: Thing) -> str:
 
 
 def with_article(noun: str) -> str:
+    """A noun with "a" or "an" before it."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
@@ -34,6 +35,7 @@ def joined(parts: list[str]) -> str:
 
 
 def medium(scene: Scene) -> str:
+    """What questions call a scene: "clip" or "picture"."""
     return "clip" if scene.is_clip else "picture"
 
 

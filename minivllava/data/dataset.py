@@ -1,6 +1,6 @@
 """Records to training samples: LLaVA-format JSON, visuals as pixels or cached features, mixed batches.
 
-JSON files + media folder -> load_records -> encode_records -> batch of samples -> collate -> Batch
+JSON files + media folder -> load_records -> Conversations (a sample of each record) -> collate -> Batch
 """
 
 import hashlib
@@ -109,6 +109,11 @@ def _row(record, where: str, root: Path) -> dict:
         values = record.get(key) or []
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
             raise DataError(f"{where}: {key!r} must be a list of {kinds}, one for each answer; or leave it out.")
+        if values and len(values) != len(turns) // 2:
+            raise DataError(
+                f"{where}: {key!r} is {len(values)} long and there are {len(turns) // 2} answers: give one for each, "
+                "or leave it out."
+            )
     family = record.get("family")
     if not isinstance(family, int | None):
         raise DataError(f"{where}: 'family' must be a whole number; or leave it out.")

@@ -14,7 +14,6 @@ from pathlib import Path
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError
 
-_FILES = ("*token*", "vocab*", "merges.txt", "chat_template*", "*.model", "config.json")
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")  # what transformers notes of where the files were found
 
 
@@ -46,7 +45,7 @@ class PretrainedTokenizer(Tokenizer):
 
         file = folder / "tokenizer_config.json"
         try:
-            card = json.loads(file.read_text()) if file.is_file() else {}
+            card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             if (folder / "tokenizer.json").is_file():
                 # It says everything. AutoTokenizer would take the class that is named beside it, and some of those
                 # build parts of the tokenizer anew, as they think best: GPT2Tokenizer merges SmolLM2's digits.
@@ -83,7 +82,7 @@ class PretrainedTokenizer(Tokenizer):
         folder = Path(path).parent if Path(path).suffix == ".json" else Path(path)
         self.backend.save_pretrained(folder)
         file = folder / "tokenizer_config.json"
-        card = {key: value for key, value in json.loads(file.read_text()).items() if key not in _ORIGIN}
+        card = {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key not in _ORIGIN}
         if self.backend.is_fast:
             # tokenizer.json says everything; other classes would rebuild parts of it from options they do not save
             card["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -126,16 +125,8 @@ class PretrainedTokenizer(Tokenizer):
 
 
 def tokenizer_folder(source: str | Path) -> Path:
-    """A local folder, or the one that a hub id's tokenizer files were downloaded to. Raises CheckpointError."""
-    if Path(source).exists() or not isinstance(source, str) or source.count("/") != 1:
-        folder = Path(source)
-        if not folder.is_dir():
-            raise CheckpointError(f"{source} is no folder: name one that holds a tokenizer, or a hub id.")
-        return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(_FILES)))
-    except Exception as error:  # offline, no such repository, no permission, ...
-        reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(f"{source} is no folder here, and the hub does not give it ({reason}).") from error
+    """The folder that holds a tokenizer's files. Raises CheckpointError where it is none."""
+    folder = Path(source)
+    if not folder.is_dir():
+        raise CheckpointError(f"{source} is no folder: name one that holds a tokenizer.")
+    return folder

@@ -52,7 +52,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Tokenizer":
-        """The tokenizer of a folder (or hub id): ours, or whatever `transformers.AutoTokenizer` reads.
+        """The tokenizer of a folder: ours, or whatever `transformers.AutoTokenizer` reads.
 
         Raises CheckpointError when there is none, or none that can be read.
         """

@@ -33,6 +33,7 @@ from minivllava.evaluation.benchmarks import JUDGED, Benchmark
 from minivllava.evaluation.benchmarks.judge import Judge
 from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log
 from minivllava.files import write_json, write_text
+from minivllava.models.checkpoint import need_tokenizer, usable_device
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -151,12 +152,19 @@ def run_benchmark(
     mine = [q for q in questions[rank::world] if q.key not in answered and _file(q) not in missing]
     if mine:
         model = VideoLLaVA.from_pretrained(checkpoint, device=device, dtype=dtype)
+        need_tokenizer(model.tokenizer, checkpoint)
         _answer_all(_answerer(model, benchmark, seed, sampling), mine, benchmark, out / f"parts/{rank}.jsonl",
                     batch_size, skip_broken, progress and rank == 0)  # fmt: skip
     barrier()
     if rank != 0:
         return {}
     return _finish(benchmark, root, out, questions, missing, settings, limit, judge)
+
+
+def model_name(checkpoint: str | Path) -> str:
+    """What to call a checkpoint: its folder's name, or that of the run that "model" lies in (runs/NAME/model)."""
+    path = Path(checkpoint).absolute()
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _file(question: Question) -> str | None:
@@ -177,7 +185,7 @@ def _hash(value) -> str:
 def _processes(device: str | None) -> tuple[int, int, str, Callable[[], None]]:
     """(this process, how many, its device, a barrier) under torchrun or accelerate launch, or alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, device or ("cuda" if torch.cuda.is_available() else "cpu"), lambda: None
+        return 0, 1, usable_device(device), lambda: None
     from accelerate import PartialState
 
     # some shares take hours longer than others
@@ -260,7 +268,7 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
     problems.check()
     answers = {question.key: answers[question.key] for question in questions}
     left_out = [name for key, name in broken.items() if key not in answers]
-    model = {"model_id": Path(settings["checkpoint"]).name}
+    model = {"model_id": model_name(settings["checkpoint"])}
     rows = (question.row | {benchmark.answer_field: answers[question.key]} | model for question in questions)
     write_text(out / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     results = settings | {"answered": len(answers), "left_out": sorted(left_out)}

@@ -20,7 +20,8 @@ from torch import Tensor
 from minivllava.chat import answer_prompts
 from minivllava.data.conversation import PLACEHOLDERS, encode_conversation, placeholders, template
 from minivllava.data.dataset import load_pixels, load_records
-from minivllava.errors import DataError
+from minivllava.errors import ConfigError, DataError
+from minivllava.files import write_json
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -36,10 +37,12 @@ def evaluate(
     view: one of VIEWS, above. load(path, kind) may give features that were computed before, for the view "model".
     Returns dicts of `id`, `kind` ("image", "video", "text"), `file`, `type`,
     `needs_order`, `question`, `truth`, `answer`, `correct` (equal but for case, spaces and a final stop).
-    Raises DataError for a record that does not end in an answer.
+    Raises DataError for a record that does not end in an answer, ConfigError for a view that does not exist.
     """
     from tqdm.auto import tqdm
 
+    if view not in VIEWS:
+        raise ConfigError(f"There is no view {view!r}; choose one of {', '.join(VIEWS)}.")
     visuals = load or _Visuals(model, view)
     prompts, rows = [], []
     for row in records:
@@ -85,7 +88,7 @@ class _Visuals:
                 pixels = pixels[np.random.default_rng(seed).permutation(len(pixels))]
             if kind == "video" and self.view == "single frame":
                 pixels = pixels[len(pixels) // 2].expand_as(pixels)
-            self.features[path] = self.model.features(pixels[None].to(self.model.device))[0]
+            self.features[path] = self.model.features(pixels[None])[0]
         return self.features[path]
 
 
@@ -161,28 +164,29 @@ def table(views: dict[str, Sequence[dict]]) -> list[dict]:
 def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None = None) -> dict:
     """All views of the test split, and those without clips' frames of the compositional one.
 
-    Returns `tables` and `predictions` by split, and `made_with`; writes the same to `out` (JSON). `world` is a
-    folder that `build_world` made.
+    Returns `tables` and `predictions` by split, without a split of no records, and `made_with`; writes the same to
+    `out` (JSON). `world` is a folder that `build_world` made.
     """
     world = Path(world)
-    test, training = load_records(world / "test.json"), load_records(world / "stage2.json")
-    clips = test.filter(lambda row: bool(row["videos"]))
-    views = {"model": evaluate(model, test)}
-    views |= {view: evaluate(model, clips, view) for view in ("shuffled frames", "single frame")}
-    views |= {"blind": evaluate(model, test, "blind"), "majority": majority(test, training)}
-    unseen = load_records(world / "compositional.json")
-    compositional = {
-        "model": evaluate(model, unseen),
-        "blind": evaluate(model, unseen, "blind"),
-        "majority": majority(unseen, training),
-    }
+    training = load_records(world / "stage2.json")
+    predictions = {}
+    for split in ("test", "compositional"):
+        if not json.loads((world / f"{split}.json").read_text(encoding="utf-8")):
+            continue
+        records = load_records(world / f"{split}.json")
+        views = {"model": evaluate(model, records)}
+        if split == "test":
+            clips = records.filter(lambda row: bool(row["videos"]))
+            views |= {view: evaluate(model, clips, view) for view in ("shuffled frames", "single frame")}
+        predictions[split] = views | {
+            "blind": evaluate(model, records, "blind"),
+            "majority": majority(records, training),
+        }
     results = {
-        "tables": {"test": table(views), "compositional": table(compositional)},
-        "predictions": {"test": views, "compositional": compositional},
+        "tables": {split: table(views) for split, views in predictions.items()},
+        "predictions": predictions,
         "made_with": environment(),
     }
     if out is not None:
-        out = Path(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results))
+        write_json(out, results)
     return results

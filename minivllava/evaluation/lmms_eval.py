@@ -18,6 +18,7 @@ from minivllava.data.conversation import placeholders
 from minivllava.data.media import media_kind
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.answering import Answerer, Asked
+from minivllava.models.checkpoint import need_tokenizer
 from minivllava.models.vllava import VideoLLaVA
 
 NAME, PATH = "minivllava", "minivllava.evaluation.lmms_eval.Minivllava"
@@ -60,6 +61,7 @@ class Minivllava(_lmms):
             self.model = VideoLLaVA.from_pretrained(
                 pretrained, device=device if device and self._world_size == 1 else state.device, dtype=dtype
             )
+            need_tokenizer(self.model.tokenizer, pretrained)
         if not str(batch_size).isdecimal():
             raise ConfigError(f"batch_size {batch_size!r}: give a whole number, there is no automatic one here.")
         self.batch_size = int(batch_size)

@@ -52,7 +52,7 @@ def world_pairs(world: str | Path, modality: str = "image") -> Pairs:
     Scenes of one thing are also to be classified: by colour, shape and place in pictures and depth maps, by
     colour, shape and motion in clips; a depth map has no colour.
     """
-    config = WorldConfig(**json.loads((Path(world) / "config.json").read_text()))
+    config = WorldConfig(**json.loads((Path(world) / "config.json").read_text(encoding="utf-8")))
     folder, suffix = FOLDERS[modality]
     clip = modality == "video"
     pairs = Pairs()
@@ -115,7 +115,8 @@ def read_pairs(
             labels[owner] = label
     problems.check()
     pairs.files = list(number)
-    without = [name for name, owner in number.items() if owner not in set(pairs.owners)]
+    owners = set(pairs.owners)
+    without = [name for name, owner in number.items() if owner not in owners]
     if pairs.captions and without:
         raise DataError(f"{file}: {without[0]} has no caption, though others have: give all of them one, or none.")
     if labels:

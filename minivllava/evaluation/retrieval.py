@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor
 
 from minivllava.data.media import read_image, read_video
@@ -40,8 +41,8 @@ def recall_at(similarity: Tensor, ks: Sequence[int] = (1, 5, 10), correct: Tenso
 def retrieval(visuals: Tensor, texts: Tensor, owners: Sequence[int], ks: Sequence[int] = (1, 5, 10)) -> dict:
     """Recall@k both ways, in per cent: {"text to visual": {"R@1": ...}, "visual to text": {...}}.
 
-    visuals: unit vectors (v, e). texts: unit vectors (n, e) of captions; owners: which visual each describes, so a
-    visual may have several captions, and is found through the best of them.
+    visuals: unit vectors (visuals, d). texts: unit vectors (texts, d) of captions; owners: which visual each
+    describes, so a visual may have several captions, and is found through the best of them.
     """
     similarity = texts @ visuals.T
     correct = torch.as_tensor(owners, device=texts.device)[:, None] == torch.arange(len(visuals), device=texts.device)
@@ -83,7 +84,7 @@ def _pixels(file: str | Path, encoder) -> Tensor:
 
 @torch.inference_mode()
 def embed_texts(model: LanguageBind, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-    """Unit vectors of texts: (texts, e), float32, on the CPU. Texts too long for the encoder are cut, as in CLIP."""
+    """Unit vectors of texts: (texts, d), float32, on the CPU. Texts too long for the encoder are cut, as in CLIP."""
     device = model.text_projection.weight.device
     found = []
     for first in range(0, len(texts), batch_size):
@@ -95,7 +96,7 @@ def embed_texts(model: LanguageBind, tokenizer: Tokenizer, texts: Sequence[str],
 def embed_classes(
     model: LanguageBind, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Unit vectors of classes (n, e): the mean of a name's embeddings in all templates ("a photo of a {}.").
+    """Unit vectors of classes (classes, d): the mean of a name's embeddings in all templates ("a photo of a {}.").
 
     Prompt ensembling in embedding space: CLIP, arXiv 2103.00020, section 3.1.4. Raises ConfigError for a template
     without {}.
@@ -105,7 +106,7 @@ def embed_classes(
             raise ConfigError(f"The template {template!r} has no {{}} where the name of a class goes.")
     prompts = [template.replace("{}", name) for name in classes for template in templates]
     vectors = embed_texts(model, tokenizer, prompts)
-    return F.normalize(vectors.unflatten(0, (len(classes), len(templates))).mean(1), dim=-1)
+    return F.normalize(reduce(vectors, "(classes templates) d -> classes d", "mean", templates=len(templates)), dim=-1)
 
 
 def zero_shot_classify(
@@ -123,7 +124,10 @@ def zero_shot_classify(
 
 
 def class_accuracy(visuals: Tensor, classes: Tensor, labels: Sequence[int], ks: Sequence[int] = (1, 5)) -> dict:
-    """Top-k accuracy in per cent: {"top 1": ...} of unit vectors (v, e) among classes (n, e); ties are misses."""
+    """Top-k accuracy in per cent, {"top 1": ...}; ties are misses.
+
+    visuals: unit vectors (visuals, d). classes: unit vectors (classes, d). labels: the right class of each visual.
+    """
     correct = F.one_hot(torch.as_tensor(labels), len(classes)).bool()
     ks = [k for k in ks if k < len(classes)]
     shares = recall_at(visuals @ classes.T, ks, correct)
@@ -131,7 +135,7 @@ def class_accuracy(visuals: Tensor, classes: Tensor, labels: Sequence[int], ks: 
 
 
 def modality_gap(first: Tensor, second: Tensor) -> float:
-    """Distance between the centres of two clouds of unit vectors (b, e): 0 to 2.
+    """Distance between the centres of two clouds of unit vectors (b, d): 0 to 2.
 
     Source: Liang et al., Mind the Gap, arXiv 2203.02053.
     """
@@ -139,7 +143,7 @@ def modality_gap(first: Tensor, second: Tensor) -> float:
 
 
 def principal_plane(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The plane in which vectors (b, e) vary most: (centre (e,), axes (e, 2)); a point is (x - centre) @ axes.
+    """The plane in which vectors (b, d) vary most: (centre (d,), axes (d, 2)); a point is (x - centre) @ axes.
 
     Each axis points to where its largest entry is positive, so the map does not turn over between machines.
     """

@@ -11,6 +11,7 @@ A figure's `width` is in inches, at 100 pixels each: 9 for a page, 4 for a phone
     alignment.py    similarity matrices, retrieval, maps of the joint space
     training.py     loss curves
     evaluation.py   accuracies beside baselines
+    port.py         what the port to `transformers` lost
     attention.py    where a model looks
     tokens.py       sequences token by token: sources, labels, the splice
     decoder.py      the language model inside

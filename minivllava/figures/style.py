@@ -108,6 +108,7 @@ def clean(axes, ink: Inks, grid: str):
 
 
 def name_axes(axes, ink: Inks, title: str, below: str):
+    """A title at the left, and what the horizontal axis counts below."""
     axes.set_title(title, loc="left", color=ink.text, fontsize=11, fontweight="bold")
     axes.set_xlabel(below, color=ink.muted, fontsize=10)
 

@@ -51,7 +51,8 @@ def example_sheet(world: str | Path):
     from minivllava.data.media import read_image, read_video
 
     world = Path(world)
-    captions, talks = (json.loads((world / f"{name}.json").read_text()) for name in ("stage1", "stage2"))
+    files = (world / "stage1.json", world / "stage2.json")
+    captions, talks = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     asked = {record["id"]: record["conversations"] for record in talks}
     pictures = [record for record in captions if "image" in record][:24]
     clips = [record for record in captions if "video" in record][:6]

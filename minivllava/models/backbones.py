@@ -10,13 +10,14 @@ from torch import nn
 from minivllava.config import CLIP_MEAN, CLIP_STD, CausalLMConfig, ModelConfig, VisionTowerConfig
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind
+from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind, need_tokenizer
 from minivllava.models.hub import Source
 from minivllava.models.huggingface import LLAMAS, language_config
 from minivllava.models.memory import require_memory
 from minivllava.models.original import is_languagebind
 from minivllava.models.pretrained import PretrainedLanguageModel, check_interface, one_line
 from minivllava.models.projector import build_projector
+from minivllava.models.storage import read_card
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.models.weights import Weights
@@ -43,9 +44,7 @@ def load_language_model(path: str | Path, device="cpu", dtype: torch.dtype | str
     source = Source.find(path)
     if "format" in source.card or _is_our_decoder(source.card):
         language, tokenizer = load_language(path, device, dtype)
-        if tokenizer is None:
-            raise CheckpointError(f"{source.folder} holds no tokenizer: copy tokenizer.json beside the model.")
-        return language, tokenizer
+        return language, need_tokenizer(tokenizer, source.folder)
     return load_causal_lm(path, device, dtype)
 
 
@@ -118,7 +117,7 @@ def load_tower(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.
     mean, std = (CLIP_MEAN, CLIP_STD) if kinds[kind] == "CLIP" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     file = folder / "preprocessor_config.json"
     if file.is_file():
-        card = json.loads(file.read_text())
+        card = read_card(file, "copy it again")
         mean, std = tuple(card.get("image_mean", mean)), tuple(card.get("image_std", std))
     config = VisionTowerConfig(tower=_card(model.config), mean=mean, std=std)
     return VisionTower(config, model).eval()
@@ -127,8 +126,15 @@ def load_tower(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
     """A Video-LLaVA of these encoders and this language model; its projector is new (seed 0).
 
-    Sizes are the parts' own, all else is the config's. Raises ConfigError when the parts do not fit each other.
+    Sizes are the parts' own, all else is the config's, such as the frames of a clip. Raises ConfigError when the parts
+    do not fit each other, or a temporal embedding is not as long as the config's clips.
     """
+    frames = config.video.frames
+    if video.config.temporal and video.config.frames != frames:
+        raise ConfigError(
+            f"model.video.frames is {frames}, and the video encoder attends over {video.config.frames}: set the same."
+        )
+    video.config = replace(video.config, frames=frames)
     config = replace(config, image=image.config, video=video.config, language=language.config)
     with torch.device("meta"):
         model = VideoLLaVA(config, tokenizer)

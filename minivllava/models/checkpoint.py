@@ -193,6 +193,24 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
+def usable_device(device: str | None) -> str:
+    """A device by its name; by default a GPU where there is one. Raises ConfigError for one that is not there."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"--device {device} cannot be used here ({reason}): try --device cpu.") from error
+    return device
+
+
+def need_tokenizer(tokenizer: Tokenizer | None, path: str | Path) -> Tokenizer:
+    """The tokenizer that came with a checkpoint. Raises CheckpointError where none did."""
+    if tokenizer is None:
+        raise CheckpointError(f"{path} holds no tokenizer: copy tokenizer.json beside its weights.")
+    return tokenizer
+
+
 def _is_ours(card: dict) -> bool:
     return "format" in card or "kind" in card
 

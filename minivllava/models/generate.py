@@ -44,10 +44,13 @@ def generate(
     that are done. cache: of earlier turns, whose first `known` positions the prompts go on from; it must have room
     for prompts, padding included, and answers. compiled: see above.
 
-    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError for max_new_tokens < 1.
+    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError for max_new_tokens < 1
+    and a temperature below 0.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens {max_new_tokens}: an answer needs room for at least 1 token.")
+    if not temperature >= 0:
+        raise ConfigError(f"temperature {temperature}: use 0 for the likeliest tokens, or more to draw among them.")
     if not len(prompts):
         return []
     ends = [known + length for length in lengths.tolist()]

@@ -68,19 +68,20 @@ class KVCache:
         places, mask = slice(0, length), None
         if positions is None:
             self.used = length
-        elif self._appends(positions):
-            places = slice(self.used - 1, self.used)
         else:
-            places = positions[:, None, :, None].expand(-1, self.keys.shape[2], -1, self.keys.shape[4])
-            unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
-            mask = self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
+            first, last = self._range(positions)
+            self.used = max(self.used, last + 1)
+            if length == 1 and first == self.used - 1:  # the end of all rows
+                places = slice(first, first + 1)
+            else:
+                places = positions[:, None, :, None].expand(-1, self.keys.shape[2], -1, self.keys.shape[4])
+                unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
+                mask = self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
         layers = (stored[:, :, :, : self.used].unbind() for stored in (self.keys, self.values))
         return [LayerCache(keys, values, places, mask) for keys, values in zip(*layers, strict=True)]
 
-    def _appends(self, positions: Tensor) -> bool:
-        """Notes how far the cache is filled; whether the positions are one in each row, at the end of all rows."""
+    def _range(self, positions: Tensor) -> tuple[int, int]:
+        """The first and the last of the positions; in a full cache they may be any, and the device is not asked."""
         if self.used == self.size:
-            return False
-        first, last = (int(position) for position in positions.aminmax())
-        self.used = max(self.used, last + 1)
-        return positions.shape[1] == 1 and first == self.used - 1
+            return 0, self.size - 1
+        return tuple(int(position) for position in positions.aminmax())

@@ -43,7 +43,9 @@ class LanguageBind(nn.Module):
     def __init__(self, config: LanguageBindConfig):
         super().__init__()
         self.config = config
-        self.encoders = nn.ModuleDict({name: build_encoder(c) for name, c in config.encoders.items()})
+        self.encoders = nn.ModuleDict(
+            {name: build_encoder(c, clips=name == "video") for name, c in config.encoders.items()}
+        )
         self.projections = nn.ModuleDict(
             {name: nn.Linear(c.width, config.embed_dim, bias=False) for name, c in config.encoders.items()}
         )
@@ -82,7 +84,7 @@ class LanguageBind(nn.Module):
 
 
 def info_nce(visual: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of b pairs of unit vectors (b, e): each must find its partner among b, both ways.
+    """Symmetric InfoNCE of b pairs of unit vectors (b, d): each must find its partner among b, both ways.
 
     The scale exp(logit_scale) is capped at 100, as in CLIP. Returns the mean of both cross-entropies. With
     several processes each scores its own b rows against all processes' columns (LanguageBind's

@@ -168,7 +168,7 @@ def check_interface(model: PretrainedLanguageModel):
     batch of different lengths. Models that are no decoders, or take no positions, do not."""
     device = next(model.parameters()).device
     kind = model.config.model["model_type"]
-    rows = torch.arange(14, device=device).reshape(2, 7) % model.config.vocab_size
+    rows = rearrange(torch.arange(14, device=device), "(b s) -> b s", b=2) % model.config.vocab_size
     lengths = torch.tensor([3, 5], device=device)
     last = torch.arange(2, device=device), lengths - 1
     try:

@@ -5,6 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ SHARD_BYTES = 5_000_000_000
 
 
 def write_folder(path: str | Path, write: Callable[[Path], None]):
-    """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place in one step.
+    """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place.
 
-    Of several processes all call it, and only the main one writes.
+    A folder that was there before is moved aside first: a process that is killed right then leaves it for
+    `recover_folder`. Of several processes all call it, and only the main one writes.
     """
     if not is_main_process():
         return
@@ -42,10 +44,18 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
         shutil.rmtree(old, ignore_errors=True)
 
 
+def recover_folder(path: Path):
+    """Puts back the folder that `write_folder` had moved aside when its process was killed, if it was."""
+    for old in path.parent.glob(f".{path.name}.*.old"):
+        if not path.exists():
+            with suppress(FileNotFoundError):  # another process of the run was faster
+                os.replace(old, path)
+
+
 def read_card(file: Path, fix: str) -> dict:
     """The JSON object in a file. Raises CheckpointError, which ends with how to mend it, where there is none."""
     try:
-        card = json.loads(file.read_text())
+        card = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is no JSON that can be read ({error}): {fix}.") from error
     if not isinstance(card, dict):

@@ -152,10 +152,10 @@ class VideoEncoder(ImageEncoder):
     @classmethod
     def from_image_encoder(cls, config: VisionConfig, image_encoder: ImageEncoder) -> "VideoEncoder":
         """A video encoder whose spatial weights are the image encoder's, and whose temporal attention and
-        norm start as copies of each layer's spatial ones (LanguageBind, appendix B)."""
+        norm, where it has them, start as copies of each layer's spatial ones (LanguageBind, appendix B)."""
         video_encoder = cls(config)
-        video_encoder.load_state_dict(image_encoder.state_dict(), strict=False)
-        for layer in video_encoder.layers:
+        video_encoder.load_state_dict(image_encoder.state_dict(), strict=not config.temporal)
+        for layer in video_encoder.layers if config.temporal else ():
             layer.temporal_attention = copy.deepcopy(layer.attention)
             layer.temporal_norm = copy.deepcopy(layer.norm1)
         return video_encoder
@@ -177,8 +177,8 @@ def drop_patches(x: Tensor, frames: int, share: float) -> Tensor:
 
 
 def keep_patches(x: Tensor, chosen: Tensor) -> Tensor:
-    """CLS and the chosen patches of each picture, in the order of choice. (b, 1 + n, d), (b, k) -> (b, 1 + k, d)."""
-    return torch.cat([x[:, :1], x[:, 1:].gather(1, repeat(chosen, "b k -> b k d", d=x.shape[-1]))], dim=1)
+    """CLS and the chosen patches of each picture, in the order of choice. (b, 1 + n, d), (b, m) -> (b, 1 + m, d)."""
+    return torch.cat([x[:, :1], x[:, 1:].gather(1, repeat(chosen, "b m -> b m d", d=x.shape[-1]))], dim=1)
 
 
 def seeded_choice(pixels: Tensor, patches: int, kept: int) -> Tensor:

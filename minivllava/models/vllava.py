@@ -67,8 +67,10 @@ class VideoLLaVA(nn.Module):
     def features(self, visual: Tensor) -> Tensor:
         """Frozen features of a batch: pictures (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d).
 
-        With the projector "pooling", clips are pooled here, since that has nothing to learn: (b, t + n, d).
+        With the projector "pooling", clips are pooled here, since that has nothing to learn: (b, t + n, d). The batch
+        may be on any device and of any dtype.
         """
+        visual = visual.to(next(self.projector.parameters()))
         if visual.ndim == 4:
             return self.image_encoder.features(visual, self.config.select_layer, self.config.keep_cls_image)
         features = self.video_encoder.features(visual, self.config.select_layer, self.config.keep_cls_video)
@@ -86,7 +88,7 @@ class VideoLLaVA(nn.Module):
         found: list[Tensor | None] = [v.to(like) if v.ndim == 2 else None for v in visuals]
         for shape in {v.shape for v in visuals if v.ndim > 2}:
             group = [i for i, v in enumerate(visuals) if v.shape == shape]
-            batch = torch.stack([visuals[i] for i in group]).to(like)
+            batch = torch.stack([visuals[i] for i in group])
             for i, features in zip(group, self.features(batch), strict=True):
                 found[i] = features
         if not found:  # a batch of text alone still touches the projector, as gradient all-reduce wants it

@@ -158,9 +158,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        assert names and all(isinstance(name, str) and Path(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not names or not all(Path(name).name == name for name in names):
+            raise ValueError("weight_map names no files, or some elsewhere")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of files in its folder: copy it again.") from error
     return [_present(index.with_name(name), f"{index.name} names it") for name in sorted(names)]
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minivllava.config import TrainingConfig
+from minivllava.config import Preset, TrainingConfig
 from minivllava.errors import ConfigError, DivergedError
 from minivllava.models.vllava import Loss
 from minivllava.training.state import State, Window
@@ -67,15 +67,48 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def check_recipe(config: TrainingConfig):
-    """Raises ConfigError for numbers that no run can have, before anything is written."""
+def check_recipe(config: TrainingConfig, stage: str = ""):
+    """Raises ConfigError for numbers that no run can have, before anything is written. stage: its name in a preset."""
+    of = f"{stage}." if stage else ""
     for name in ("batch_size", "accumulation", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}: use at least 1.")
+            raise ConfigError(f"{of}{name} is {getattr(config, name)}: use at least 1.")
     if config.recomputed_layers < 0:
-        raise ConfigError(f"recomputed_layers is {config.recomputed_layers}: use 0 for none, or a number of layers.")
+        raise ConfigError(
+            f"{of}recomputed_layers is {config.recomputed_layers}: use 0 for none, or a number of layers."
+        )
     if config.precision not in ("no", "bf16", "fp16"):
-        raise ConfigError(f"precision is {config.precision!r}: choose no, bf16 or fp16.")
+        raise ConfigError(f"{of}precision is {config.precision!r}: choose no, bf16 or fp16.")
+
+
+def check_recipes(preset: Preset, stages: Sequence[str]):
+    """`check_recipe` for the stages of a preset that one process runs; their precision must be one, too: `accelerate`
+    keeps the first that it is given."""
+    for stage in stages:
+        check_recipe(getattr(preset, stage), stage)
+    found = {stage: getattr(preset, stage).precision for stage in stages}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{stage}.precision is {precision}" for stage, precision in found.items())
+        raise ConfigError(f"One run has one precision, and here {listed}: give all of these the same.")
+
+
+def accelerator_for(config: TrainingConfig, device: str | None):
+    """`accelerate` on the device that training uses: an accelerator where there is one, unless `device` is "cpu".
+
+    Raises ConfigError for a device that is not there, and for a recipe that no run can have.
+    """
+    from accelerate import Accelerator
+
+    if device not in (None, "cpu", "cuda", "mps", "xpu"):
+        raise ConfigError(
+            f"Training runs on the CPU or on an accelerator, and {device!r} is neither: use cpu, or leave it out; "
+            "CUDA_VISIBLE_DEVICES chooses among GPUs."
+        )
+    check_recipe(config)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
+    if device not in (None, accelerator.device.type):
+        raise ConfigError(f"This machine has no {device}: take --device out, or use --device cpu.")
+    return accelerator
 
 
 def train(
@@ -97,18 +130,9 @@ def train(
     belongs to another run, ConfigError when the batch does not divide or there is no such device, DivergedError when
     the loss is no longer finite.
     """
-    from accelerate import Accelerator
     from tqdm.auto import tqdm
 
-    if device not in (None, "cpu", "cuda", "mps", "xpu"):
-        raise ConfigError(
-            f"Training runs on the CPU or on an accelerator, and {device!r} is neither: use cpu, or leave it out; "
-            "CUDA_VISIBLE_DEVICES chooses among GPUs."
-        )
-    check_recipe(config)
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
-    if device not in (None, accelerator.device.type):
-        raise ConfigError(f"This machine has no {device}: take --device out, or use --device cpu.")
+    accelerator = accelerator_for(config, device)
     ranks, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % (ranks * config.accumulation):
         raise ConfigError(

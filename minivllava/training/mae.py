@@ -63,7 +63,7 @@ class MaskedAutoencoder(nn.Module):
         return Loss(error.mean(1).sum(), torch.tensor(len(pixels)))
 
     def encode(self, pixels: Tensor, seen: Tensor) -> Tensor:
-        """CLS and the seen patches through the encoder. (b, c, h, w), (b, k) -> (b, 1 + k, d)."""
+        """CLS and the seen patches through the encoder. (b, c, h, w), (b, m) -> (b, 1 + m, d)."""
         x = self.encoder.pre_norm(keep_patches(self.encoder.embedding(pixels), seen))
         for layer in self.encoder.layers:
             x = layer(x)
@@ -73,7 +73,7 @@ class MaskedAutoencoder(nn.Module):
         """Pixels of every patch, (b, n, p p c), from what the encoder made of the seen ones."""
         x = self.to_decoder(encoded)
         blank = repeat(self.mask_token, "d -> b n d", b=len(x), n=len(self.position) - 1)
-        places = repeat(seen, "b k -> b k d", d=x.shape[-1])
+        places = repeat(seen, "b m -> b m d", d=x.shape[-1])
         x = torch.cat([x[:, :1], blank.to(x).scatter(1, places, x[:, 1:])], dim=1) + self.position
         for layer in self.layers:
             x = layer(x)

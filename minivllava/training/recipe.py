@@ -22,6 +22,7 @@ from minivllava.models.checkpoint import load_vllava, save_vllava
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
+from minivllava.training.loop import check_recipes
 from minivllava.training.lora import lora_recipe
 from minivllava.training.run import Run
 from minivllava.training.stages import stage1, stage2
@@ -112,10 +113,11 @@ def train_recipe(
 ) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
     """Stage 1 and stage 2 on a recipe's data. Returns the model and the files that were not there.
 
-    A run that was stopped continues when it is given the same again. Raises MediaError when training comes to a
-    file that cannot be decoded, naming it.
+    A run that was stopped continues when it is given the same again. Raises ConfigError for numbers that no run can
+    have, MediaError when training comes to a file that cannot be decoded, naming it.
     """
     base = recipe_preset(recipe, tuple(changes), lora)
+    check_recipes(base, ("stage1", "stage2"))
     stages, missing = {}, []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)

@@ -8,7 +8,6 @@ runs/NAME/
 """
 
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -41,7 +40,7 @@ from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
-from minivllava.training.loop import check_recipe
+from minivllava.training.loop import check_recipe, check_recipes
 from minivllava.training.stages import stage1, stage2
 
 
@@ -120,12 +119,14 @@ def train_video_llava(preset: Preset, folder: str | Path, parts: str | Path | No
 
     parts: a folder that holds `languagebind/`, `language/` or both, as the paper starts from LanguageBind and
     Vicuna; the part it lacks is trained, and without a folder both are. Raises CheckpointError when it holds
-    neither, ConfigError when a part's sizes are not the preset's.
+    neither, ConfigError when a part's sizes are not the preset's, and for a recipe that no run can have.
     """
     language, bound = _part(parts, "language"), _part(parts, "languagebind")
     if parts is not None and not (language or bound):
         raise CheckpointError(f"{parts} holds neither languagebind/ nor language/: name a folder of pretrained parts.")
     _check_sizes(preset.model, bound[0] if bound else None, language[0] if language else None)
+    stages = ([] if language else ["language"]) + ([] if bound else ["align_image", "align_video"])
+    check_recipes(preset, [*stages, "stage1", "stage2"])
     world = build_world(preset.world)
     weights = [weights_fingerprint(part[0]) for part in (language, bound) if part]
     run = Run(folder, {"preset": to_dict(preset), "start": str(parts) if parts else "scratch", "weights": weights})
@@ -217,10 +218,18 @@ def finetune(
 
 def export(run: str | Path, out: str | Path):
     """Copies what a run made into `out`, in half precision: the parts it trained, the finished model under the
-    preset's name, and the run's description and log. This is how `data/pretrained` was filled."""
+    preset's name, and the run's description and log. This is how `data/pretrained` was filled.
+
+    Raises CheckpointError for a run that is not finished, or not of a preset.
+    """
     run, out = Path(run), Path(out)
     model = load_vllava(run / "model")
-    name = json.loads((run / "run.json").read_text())["preset"]["name"]
+    card = read_card(run / "run.json", "name the folder of a run")
+    if "preset" not in card:
+        raise CheckpointError(
+            f"{run / 'run.json'} names no preset, since the run was on data of your own: copy {run / 'model'} instead."
+        )
+    name = card["preset"]["name"]
     half = torch.float16
     for part, step, load in (
         ("languagebind", "languagebind-video", load_languagebind),

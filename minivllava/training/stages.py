@@ -21,7 +21,7 @@ from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
 from minivllava.training.language import conversation_task, only
-from minivllava.training.loop import shuffled_batches, train
+from minivllava.training.loop import accelerator_for, shuffled_batches, train
 from minivllava.training.lora import lora
 
 
@@ -52,6 +52,8 @@ def _train(
     **options,
 ) -> list[dict]:
     pixels = load is None and not cached
+    if load is None and cached:  # the encoders compute features where the rest will learn
+        model.to(accelerator_for(config, options.get("device")).device)
     load = load or visual_loader(model, records, cached, options.get("progress", True), aspect)
     dataset = Conversations(records, model.tokenizer, model.config, load, template_name=template, cut=cut)
     task = conversation_task(dataset, config)
@@ -104,7 +106,7 @@ def visual_loader(
             unique_files(records, kind),
             kind,
             config,
-            encode=lambda pixels: model.features(pixels.to(model.device)),
+            encode=model.features,
             fingerprint=features_fingerprint(model, kind),
             progress=progress,
         )

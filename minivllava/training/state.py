@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minivllava.config import TrainingConfig
 from minivllava.errors import CheckpointError
 from minivllava.models.checkpoint import check_tensors, gathered, load_tensors, save_tensors, write_folder
+from minivllava.models.storage import recover_folder
 from minivllava.overrides import to_dict
 
 
@@ -17,7 +18,8 @@ class Window:
     """What happened since the last line of the log."""
 
     def __init__(self):
-        self.close()
+        self.losses: list[float] = []
+        self.tokens, self.norm, self.waiting, self.began = 0, 0.0, 0.0, time.perf_counter()
 
     def add(self, loss: float, tokens: int, norm: float):
         self.losses.append(loss)
@@ -34,18 +36,16 @@ class Window:
         self.began = time.perf_counter() - state["seconds"]
 
     def close(self) -> dict:
-        now = time.perf_counter()
-        line = {}
-        if getattr(self, "losses", None):
-            seconds = now - self.began
-            line = {
-                "loss": sum(self.losses) / len(self.losses),
-                "grad_norm": self.norm,
-                "seconds": seconds,
-                "tokens": self.tokens,
-                "waiting": self.waiting / seconds,
-            }
-        self.losses, self.tokens, self.norm, self.waiting, self.began = [], 0, 0.0, 0.0, now
+        """The line of the log; begins the next one."""
+        seconds = time.perf_counter() - self.began
+        line = {
+            "loss": sum(self.losses) / len(self.losses),
+            "grad_norm": self.norm,
+            "seconds": seconds,
+            "tokens": self.tokens,
+            "waiting": self.waiting / seconds,
+        }
+        self.losses, self.tokens, self.waiting, self.began = [], 0, 0.0, time.perf_counter()
         return line
 
 
@@ -86,10 +86,11 @@ class State:
 
     def load(self, window: Window) -> tuple[int, list[dict]]:
         """(first step to do, log so far); puts weights, moments and what the log's next line has so far in place."""
+        recover_folder(self.folder)
         if not self.folder.exists():
             return 0, []
         try:
-            card = json.loads((self.folder / "state.json").read_text())
+            card = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{self.folder} cannot be read ({error}): delete it to start over.") from error
         known = to_dict(TrainingConfig()) | card["config"]  # of before a field was there: its default

@@ -53,8 +53,7 @@ def score(
     if truth is None and questions_file.suffix == ".jsonl":
         truth = need(questions_file.parent, *TRUTH)
     asked = by_id(read_rows(truth or questions_file, problems, keyed="question_id"), problems)
-    for row in asked.values():
-        text_of(row, problems, ("answer",))
+    known = {name for name, row in asked.items() if text_of(row, problems, ("answer",)) is not None}
     answers = by_id(read_rows(answers_file, problems, keyed="question_id"), problems)
     balanced = {name: row for name, row in asked.items() if row.values.get("isBalanced", True)}
     rest = {name for name in answers if name in asked and name not in balanced}
@@ -63,8 +62,8 @@ def score(
     predicted = {name: prediction(row, problems) if row else "" for name, row in joined.items()}
     problems.check()
 
-    balanced = {name: balanced[name] for name in joined}
-    hits = {name: predicted[name] == row.values.get("answer") for name, row in balanced.items()}
+    balanced = {name: balanced[name] for name in joined if name in known}
+    hits = {name: predicted[name] == row.values["answer"] for name, row in balanced.items()}
     groups: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for name, row in balanced.items():
         types = row.values.get("types") or {}

@@ -68,7 +68,7 @@ def llava_bench_questions(root: Path) -> list[Question]:
     for name, row in by_id(read_rows(need(root, "questions.jsonl"), problems), problems).items():
         image, text = (text_of(row, problems, (field,)) for field in ("image", "text"))
         if image is not None and text is not None:
-            identity = {"question_id": row.values["question_id"], "prompt": text}
+            identity = {"question_id": row.values.get("question_id", name), "prompt": text}
             found.append(Question(name, text, ("image", folder / image), identity))
     problems.check()
     return found

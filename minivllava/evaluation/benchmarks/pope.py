@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from minivllava.errors import DataError
+from minivllava.evaluation.benchmarks.vqa import SHORT
 from minivllava.evaluation.metrics import wilson, yes_no
 from minivllava.evaluation.predictions import (
     ID_FIELDS,
@@ -31,7 +32,6 @@ from minivllava.evaluation.predictions import (
     text_of,
 )
 
-SHORT = "\nAnswer the question using a single word or phrase."  # what LLaVA appends to each question
 RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 

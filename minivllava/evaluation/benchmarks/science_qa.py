@@ -13,6 +13,7 @@ Source: github haotian-liu/LLaVA, llava/eval/{model_vqa_science,eval_science_qa}
 import re
 from pathlib import Path
 
+from minivllava.errors import DataError
 from minivllava.evaluation.metrics import percent, wilson
 from minivllava.evaluation.predictions import (
     Problems,
@@ -104,7 +105,10 @@ def _truths(file: Path, problems: Problems) -> dict[str, Row]:
     rows = by_id(read_rows(file, problems, keyed="id"), problems)
     if all("choices" in row.values for row in rows.values()):
         if (splits := find(file.parent, "pid_splits.json")) is not None:
-            test = set(map(str, read_json(splits)["test"]))
+            card = read_json(splits)
+            if not isinstance(card, dict) or not isinstance(card.get("test"), list):
+                raise DataError(f"{splits} has no list 'test' of problem ids: download it again.")
+            test = set(map(str, card["test"]))
             rows = {name: row for name, row in rows.items() if name in test}
         read = _official
     else:

@@ -25,7 +25,7 @@ from minivllava.evaluation.predictions import (
     text_of,
 )
 
-SHORT = "\nAnswer the question using a single word or phrase."
+SHORT = "\nAnswer the question using a single word or phrase."  # what LLaVA appends to short questions
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 
 
@@ -35,8 +35,9 @@ def llava_questions(file: Path, folder: Path, key: Callable[[Row], str] | None =
     found = []
     for name, row in by_id(read_rows(file, problems), problems, key).items():
         image, text = (text_of(row, problems, (field,)) for field in ("image", "text"))
-        if image is not None and text is not None:
-            identity = {"question_id": row.values["question_id"], "image": image, "prompt": text}
+        number = id_of(row, problems) if key else name
+        if image is not None and text is not None and number is not None:
+            identity = {"question_id": row.values.get("question_id", number), "image": image, "prompt": text}
             found.append(Question(name, text, ("image", folder / image), identity))
     problems.check()
     return found
@@ -109,7 +110,8 @@ def vqav2_questions(root: Path) -> list[Question]:
         image = id_of(row, problems, ("image_id",))
         if question is not None and image is not None:
             path = folder / f"COCO_{split}_{image:0>12}.jpg"
-            found.append(Question(name, question + SHORT, ("image", path), {"question_id": row.values["question_id"]}))
+            identity = {"question_id": row.values.get("question_id", name)}
+            found.append(Question(name, question + SHORT, ("image", path), identity))
     problems.check()
     return found
 

@@ -1,10 +1,13 @@
 def encode_pair(turns, tokenizer, tokens):
-    ids = [tokenizer.bos]
-    pieces = ("USER: " + turns[0]["value"] + " ASSISTANT:").split("<video>")
-    for number, piece in enumerate(pieces):
-        ids += ([VISUAL] * tokens if number else []) + tokenizer.encode(piece)
-    labels = [IGNORE] * len(ids)
-    if len(turns) > 1:
-        answer = [*tokenizer.encode(" " + turns[1]["value"]), tokenizer.eos]
-        ids, labels = ids + answer, labels + answer
+    ids, labels = [tokenizer.bos], [IGNORE]
+    for number, turn in enumerate(turns):
+        if turn["from"] == "gpt":
+            new = [*tokenizer.encode(" " + turn["value"]), tokenizer.eos]
+            learned = number == len(turns) - 1
+        else:
+            new, learned = [], False
+            for place, piece in enumerate(("USER: " + turn["value"] + " ASSISTANT:").split("<video>")):
+                new += ([VISUAL] * tokens if place else []) + tokenizer.encode(piece)
+        ids += new
+        labels += new if learned else [IGNORE] * len(new)
     return ids, labels
