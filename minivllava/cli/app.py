@@ -30,3 +30,17 @@ def run_folder(name: str) -> Path:
     if folder.resolve().parent != RUNS.resolve():
         raise ConfigError(f"{name!r} is no name of a run: give a plain name, that of a folder under {RUNS}/.")
     return folder
+
+
+def main_goes_on() -> bool:
+    """Whether this is the main process of a training that is over.
+
+    Ends the connection between several processes: one that exits with it open may abort, which ends the others.
+    """
+    import torch.distributed as dist
+
+    from minivllava.models.storage import is_main_process
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    return is_main_process()

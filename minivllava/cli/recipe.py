@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import Changes, Device, app, run_folder
+from minivllava.cli.app import Changes, Device, app, main_goes_on, run_folder
 
 
 @app.command()
@@ -45,6 +45,8 @@ def recipe(
         return
     folder = run_folder(run or Path(name).stem)
     _, missing = train_recipe(told, root, folder, tuple(change), lora, skip_missing, device=device)
+    if not main_goes_on():
+        return
     if missing:
         print(f"Left out the records of {len(missing)} missing file(s), such as {missing[0]}")
     print(f"The model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import PARTS, Changes, Device, Preset, app, run_folder
+from minivllava.cli.app import PARTS, Changes, Device, Preset, app, main_goes_on, run_folder
 from minivllava.cli.ask import load_model
 from minivllava.cli.results import print_results
 from minivllava.errors import ConfigError, DataError
@@ -53,7 +53,6 @@ def train(
 
     An interrupted run continues where it stopped when the same command is given again.
     """
-    from minivllava.models.storage import is_main_process
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
@@ -78,30 +77,19 @@ def train(
     from minivllava.training.run import train_video_llava
 
     train_video_llava(recipe, folder, None if from_scratch else init or PARTS, device=device)
-    _leave_group()
-    if is_main_process():
+    if main_goes_on():
         _evaluate_and_report(folder, recipe, device)
 
 
 def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
-    from minivllava.models.storage import is_main_process
     from minivllava.training.run import finetune
 
     _, skipped = finetune(init, data, media, training, epochs, folder, skip_broken, device=device)
-    _leave_group()
-    if not is_main_process():
+    if not main_goes_on():
         return
     if skipped:
         print(f"Left out {len(skipped)} broken file(s): {', '.join(skipped)}")
     print(f"The tuned model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")
-
-
-def _leave_group():
-    """Of several processes, ends their connection: one that exits with it open may abort, which ends the others."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _evaluate_and_report(folder: Path, recipe, device: str | None):
