@@ -53,7 +53,7 @@ def _demo() -> Preset:
             validation=0, test=100, compositional=60,
         ),
         stage1=with_changes(tiny.stage1, steps=150),
-        stage2=with_changes(tiny.stage2, steps=760),
+        stage2=with_changes(tiny.stage2, steps=900, accumulation=4),
         pictures_first=0.0,
     )  # fmt: skip
 
