@@ -392,6 +392,23 @@ def test_running_a_student_copy_stops_at_the_first_exercise(toy, tmp_path):
     assert ran[-1].startswith("# Check 1")
 
 
+@pytest.mark.parametrize("path", [NOTEBOOKS / "00_start_here.ipynb", *GRADED], ids=lambda path: path.stem)
+def test_a_shipped_student_copy_stops_at_its_first_exercise(path, tmp_path, monkeypatch):
+    """What comes before runs, and the message is not one about a solution that is gone."""
+    (tmp_path / "source").mkdir()
+    shutil.copy(path, tmp_path / "source")
+    assign(tmp_path / "out", tmp_path / "source")
+    monkeypatch.chdir(ROOT)
+    cells = [source(one) for one in read_notebook(tmp_path / "out" / path.name)["cells"] if one["cell_type"] == "code"]
+    names: dict = {"__name__": "__main__", "display": print}
+    stubs = 0
+    with pytest.raises(NotImplementedError):
+        for text in cells:
+            stubs += "raise NotImplementedError()" in text
+            exec(text.replace("%matplotlib inline", ""), names)
+    assert stubs == 1, "it went on after the first exercise"
+
+
 @pytest.mark.parametrize(
     "cells, words",
     [
@@ -449,12 +466,14 @@ def test_each_assignment_has_its_questions_points_and_minutes():
     for path in GRADED:
         notebook = read_notebook(path)
         text = "\n".join(source(one) for one in notebook["cells"] if one["cell_type"] == "markdown")
-        headers = re.findall(r"## Question (\d): .* \((\d+) points, (easy|middling|hard), (\d+) minutes\)", text)
+        headers = re.findall(r"## Question (\d): .* \((\d+) points, (easy|medium|hard), (\d+) minutes\)", text)
         tests = [part for part in parts(notebook, path.name) if part.role == "test"]
         assert 3 <= len(headers) == len(tests) <= 5
         assert [int(header[1]) for header in headers] == [test.points for test in tests]
         assert f"| Points | {sum(test.points for test in tests)}, in {len(tests)} questions" in text
         assert all(HIDDEN[0] in source(test.cell) for test in tests)
+        questions = [one for one in map(source, notebook["cells"]) if re.match(r"## Question \d", one)]
+        assert all("<details><summary>Hint" in one for one in questions), "each question has a hint that is folded away"
         assert "You will be able to" in text and "Where this differs from Video-LLaVA" in text
 
 
