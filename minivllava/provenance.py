@@ -1,8 +1,9 @@
-"""What made a result: machine, versions, commit."""
+"""What made a result, and what it took: machine, versions, commit; memory."""
 
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -25,3 +26,15 @@ def environment() -> dict:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {device}",
     }
+
+
+def peak_memory() -> float:
+    """The most of the machine's memory that this process has used so far, in GiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from minivllava.ablations import STUDY_PARTS
-from minivllava.ablations.cell import peak_memory
 from minivllava.bench import gpu, shipped, work
 from minivllava.bench.peers import Inputs, Ours, Theirs, comparable, compare, peer_of
 from minivllava.bench.timing import in_turns, ratios
@@ -23,6 +22,7 @@ from minivllava.cli.ablate import ablate
 from minivllava.errors import ConfigError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.presets import preset
+from minivllava.provenance import peak_memory
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,9 @@ from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 from minivllava import VideoLLaVA
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models import huggingface, storage
-from minivllava.models.checkpoint import (
-    load_language,
-    load_languagebind,
-    load_tensors,
-    load_vllava,
-    save_model,
-    save_shards,
-    save_tensors,
-    write_folder,
-)
+from minivllava.models.checkpoint import load_language, load_languagebind, load_vllava, save_model
 from minivllava.models.language import LanguageModel
+from minivllava.models.storage import load_tensors, save_shards, save_tensors, write_folder
 from minivllava.models.vision import VideoEncoder
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset

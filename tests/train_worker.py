@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training
 
 from minivllava.data.dataset import load_records
-from minivllava.models.checkpoint import is_main_process
+from minivllava.models.storage import is_main_process
 from minivllava.training import align, stages
 from minivllava.training.loop import train
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,9 +17,9 @@ from minivllava.ablations.records import POPE, Data, DepthData, scaled_steps
 from minivllava.ablations.settings import Settings, cell_key
 from minivllava.evaluation.evaluate import accuracy, evaluate, majority
 from minivllava.evaluation.metrics import yes_no
-from minivllava.models.checkpoint import load_tensors, save_tensors, write_folder
+from minivllava.models.storage import load_tensors, save_tensors, write_folder
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.provenance import environment
+from minivllava.provenance import environment, peak_memory
 from minivllava.training.stages import stage1, stage2, visual_loader
 
 
@@ -210,15 +209,3 @@ def _finished(settings: Settings, seed: int, parts: Parts, folder: Path) -> Vide
 def _peak() -> float:
     """The most memory that this process has used so far, in GiB: the GPU's where there is one."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory()
-
-
-def peak_memory() -> float:
-    """The most of the machine's memory that this process has used so far, in GiB."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 2**30
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB

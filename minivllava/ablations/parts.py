@@ -28,9 +28,10 @@ from minivllava.data.cache import VERSION as CACHE_VERSION
 from minivllava.data.cache import cache_media, weights_fingerprint
 from minivllava.data.dataset import load_records, unique_files
 from minivllava.errors import ConfigError
-from minivllava.models.checkpoint import load_language, load_languagebind, load_tensors, save_tensors, write_folder
+from minivllava.models.checkpoint import load_language, load_languagebind
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.projector import build_projector
+from minivllava.models.storage import load_tensors, save_tensors, write_folder
 from minivllava.models.vision import VideoEncoder
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment

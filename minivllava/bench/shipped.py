@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from minivllava.ablations import STUDY_PARTS
-from minivllava.ablations.cell import peak_memory
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import grid_costs
 from minivllava.bench.peers import comparable, compare
@@ -17,7 +16,7 @@ from minivllava.data.build import build_world
 from minivllava.data.dataset import load_records
 from minivllava.models.checkpoint import load_vllava
 from minivllava.presets import preset
-from minivllava.provenance import environment
+from minivllava.provenance import environment, peak_memory
 from minivllava.training.stages import stage2
 
 

@@ -25,15 +25,7 @@ from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.memory import require_memory
 from minivllava.models.original import Original, is_languagebind, languagebind_config, languagebind_parts
-from minivllava.models.storage import (  # noqa: F401  (one place to import storage from)
-    check_tensors,
-    gathered,
-    is_main_process,
-    load_tensors,
-    save_shards,
-    save_tensors,
-    write_folder,
-)
+from minivllava.models.storage import gathered, save_shards, write_folder
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.models.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
 from minivllava.overrides import from_dict, to_dict

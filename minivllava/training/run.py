@@ -25,16 +25,16 @@ from minivllava.data.dataset import Conversations, check_folder, check_media, lo
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.files import write_json
 from minivllava.models.checkpoint import (
-    is_main_process,
     load_language,
     load_languagebind,
     load_vllava,
+    need_tokenizer,
     save_model,
     save_vllava,
 )
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
-from minivllava.models.storage import read_card
+from minivllava.models.storage import is_main_process, read_card
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
@@ -195,8 +195,7 @@ def finetune(
         raise ConfigError(f"epochs is {epochs:g}: use a number above 0.")
     files = [files] if isinstance(files, str | Path) else list(files)
     model = load_vllava(init)
-    if model.tokenizer is None:
-        raise CheckpointError(f"{init} holds no tokenizer: copy tokenizer.json beside its weights.")
+    need_tokenizer(model.tokenizer, init)
     check_folder(media)
     records = load_records(files, media)
     Conversations(records, model.tokenizer, model.config, load=None)  # for its errors alone

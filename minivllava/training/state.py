@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 from minivllava.config import TrainingConfig
 from minivllava.errors import CheckpointError
-from minivllava.models.checkpoint import check_tensors, gathered, load_tensors, save_tensors, write_folder
-from minivllava.models.storage import recover_folder
+from minivllava.models.storage import (
+    check_tensors,
+    gathered,
+    load_tensors,
+    recover_folder,
+    save_tensors,
+    write_folder,
+)
 from minivllava.overrides import to_dict
 
 
