@@ -66,7 +66,7 @@ def evaluate(
             "questions are answered greedily, all of them."
         )
     if benchmark is not None:
-        from minivllava.evaluation.answering import model_name, run_benchmark
+        from minivllava.evaluation.benchmark_run import model_name, run_benchmark
         from minivllava.evaluation.benchmarks import benchmark as named_benchmark
 
         chosen = named_benchmark(benchmark)
