@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
 from minivllava.presets import preset
 from minivllava.training import recipe as recipe_module
-from minivllava.training.plan import plan_recipe
+from minivllava.training.language import only
+from minivllava.training.lora import lora
+from minivllava.training.plan import plan_recipe, weight_memory
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
 from minivllava.training.run import Run
 
@@ -231,6 +234,19 @@ def test_the_plan_counts_and_estimates(root):
     early = plan_recipe(recipe(root), root)[1]
     assert "6 records" in early and "(1 files missing)" in early, "the media need not be there yet"
     assert "hours at 300 TFLOP/s" in lines[2] and "GiB" in lines[2]
+
+
+@pytest.mark.parametrize("stage, rank", [("stage1", 0), ("stage2", 0), ("stage2", 4)])
+def test_the_planned_memory_is_that_of_the_tensors(stage, rank):
+    """Weights, and gradient and two moments of those that learn, counted on a model that is opened as training does."""
+    model = VideoLLaVA(preset("tiny").model)
+    training = replace(preset("tiny").stage2, lora_rank=rank)
+    planned = weight_memory(model, training, stage)
+    only(model, model.projector, *([model.language_model] if stage == "stage2" and not rank else []))
+    with lora(model.language_model, training) if rank else nullcontext():
+        model.projector.requires_grad_(True)
+        kept = [p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters()]
+    assert planned == sum(kept)
 
 
 def test_pictures_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ from torch import nn
 
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.lora import adapted_layers
 from minivllava.training.recipe import Recipe, recipe_preset, scheduled, stage_records
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about
@@ -48,7 +49,7 @@ def plan_recipe(
             f"{name}: {len(records):,} records, {pictures:,} pictures, {clips:,} clips ({len(missing):,} files missing)"
             f"; {training.steps:,} steps of {training.batch_size}, about {tokens / len(records):,.0f} tokens a record",
             f"{name}: {flops:.2e} FLOPs, {hours:.1f} hours at {tflops:g} TFLOP/s; weights, gradients and AdamW "
-            f"{_memory(model, training, name) / GIB:.1f} GiB, activations not counted",
+            f"{weight_memory(model, training, name) / GIB:.1f} GiB, activations not counted",
         ]
     return lines
 
@@ -73,12 +74,13 @@ def _flops(model, config: ModelConfig, training: TrainingConfig, stage, tokens, 
     return per_token * tokens * (3 if learns else 2) + seen
 
 
-def _memory(model, training: TrainingConfig, stage: str) -> int:
-    """Bytes: four for each weight, twelve more for each that learns (its gradient and two moments)."""
-    learned = _count(model.projector)
-    if stage == "stage2":
-        language = model.language_model
-        linear = [module for module in language.modules() if isinstance(module, nn.Linear)]
-        adapters = sum(training.lora_rank * (module.in_features + module.out_features) for module in linear)
-        learned += adapters if training.lora_rank else _count(language)
-    return 4 * _count(model) + 12 * learned
+def weight_memory(model: VideoLLaVA, training: TrainingConfig, stage: str) -> int:
+    """Bytes that training keeps beside activations: four for each weight, in float32 as mixed precision keeps them, and
+    twelve more for each that learns (its gradient and AdamW's two moments). stage: "stage1" or "stage2"."""
+    learned, language, adapters = _count(model.projector), model.language_model, 0
+    if stage == "stage2" and training.lora_rank:
+        names, _ = adapted_layers(language)
+        adapters = sum(training.lora_rank * sum(language.get_submodule(name).weight.shape) for name in names)
+    elif stage == "stage2":
+        learned += _count(language)
+    return 4 * (_count(model) + adapters) + 12 * (learned + adapters)
