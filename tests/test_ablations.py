@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from minivllava.ablations import runner as runner_module
 from minivllava.ablations.cell import pope_summary, run_cell, summary
 from minivllava.ablations.parts import Parts, part_key
 from minivllava.ablations.plan import measured_rate, plan_study
-from minivllava.ablations.questions import write_answers
+from minivllava.ablations.questions import answer, questions, write_answers
 from minivllava.ablations.records import Data, DepthData, scaled_steps
 from minivllava.ablations.results import (
     finished_cells,
@@ -39,6 +40,7 @@ from minivllava.models.checkpoint import save_model
 from minivllava.models.language import LanguageModel
 from minivllava.overrides import override
 
+ROOT = Path(__file__).resolve().parent.parent
 WORLD = WorldConfig(
     size=16, images=6, clips=6, align_images=8, align_clips=4, text_documents=8, validation=0, test=3, compositional=0
 )
@@ -164,8 +166,6 @@ def test_every_study_suits_every_preset(name, preset):
 
 
 def test_there_are_ten_studies_with_follow_ups_and_ten_questions():
-    from minivllava.ablations.questions import QUESTIONS
-
     follow_ups = [name for name in study_names() if name.endswith("-long")]
     assert len(study_names()) - len(follow_ups) == 10
     for name in follow_ups:
@@ -173,9 +173,38 @@ def test_there_are_ten_studies_with_follow_ups_and_ten_questions():
         assert {arm.set for arm in its.arms} <= {arm.set for arm in of.arms}, "the same arms"
         asked = {(claim.metric, claim.better, claim.than) for claim in of.claims}
         assert {(claim.metric, claim.better, claim.than) for claim in its.claims} <= asked, "the same claims"
-    assert sorted(QUESTIONS) == list(range(1, 11))
-    for number, (_, _, studies) in QUESTIONS.items():
-        assert all(number in load_study(name).questions for name in studies)
+    assert list(questions()) == list(range(1, 11))
+    for number, question in questions().items():
+        for name, signs in question.verdicts.items():
+            study = load_study(name)
+            bearing = [claim for claim in study.claims if not claim.questions or number in claim.questions]
+            assert number in study.questions and len(signs) == len(bearing), f"question {number}, {name}"
+
+
+def test_the_shipped_answers_have_two_sentences_and_fit_the_shipped_results():
+    folder = ROOT / "data/results"
+    results = {name: json.loads((folder / f"{name}.json").read_text()) for name in study_names()
+               if (folder / f"{name}.json").exists()}  # fmt: skip
+    page, readme = (folder / "QUESTIONS.md").read_text(), (ROOT / "README.md").read_text()
+    for number, question in questions().items():
+        said = answer(number, results)
+        assert said in page, "QUESTIONS.md is out of date"
+        assert len(re.findall(r"[.)](?= [A-Z]|$)", said)) == 2, said
+        assert not re.search("[{}]", said), f"question {number}"
+        heading = f"{number}. {question.question}"
+        assert f"\n## {heading}\n" in page
+        anchor = re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")  # as GitHub makes them
+        assert f"| {number} | [{question.question}](data/results/QUESTIONS.md#{anchor}) |" in readme
+
+
+def test_an_answer_is_withheld_where_verdicts_are_not_those_it_was_written_for(tmp_path):
+    results = json.loads((ROOT / "data/results/ratio.json").read_text())
+    assert answer(7, {"ratio": results}) and answer(7, {}) is None
+    results["claims"][0]["verdict"] = "agrees"
+    assert answer(7, {"ratio": results}) is None
+    (tmp_path / "ratio.json").write_text(json.dumps(results))
+    page = write_answers(tmp_path).read_text()
+    assert "No answer was written for these results" in page and questions()[7].doubt.strip() not in page
 
 
 def test_studies_share_cells(settings):
@@ -522,7 +551,9 @@ def test_results_show_every_seed_and_verdict(name, settings, tmp_path):
         for value in arm["metrics"][study.metrics[0]]["values"].values():
             assert f"{value:.1f}" in text
     answers = write_answers(tmp_path).read_text()
-    assert all(f"[{name}]({name}.md)" in answers.splitlines()[5 + number] for number in study.questions)
+    sections = dict(re.findall(r"^## (\d+)\. (.*?)(?=^## |\Z)", answers, re.MULTILINE | re.DOTALL))
+    assert len(sections) == 10
+    assert {int(n) for n, text in sections.items() if f"[{name}]({name}.md)" in text} == set(study.questions)
     assert finished_cells(tmp_path / f"{name}.json").keys() == found.keys()
     assert whole_seeds(study.settings(base_settings("tiny")), "w", finished_cells(tmp_path / f"{name}.json")) == 3
 

@@ -10,8 +10,7 @@ runner.py        the grid of arms and seeds: finished cells are kept, processes 
 plan.py          what a study will cost, before it runs
 statistics.py    intervals, paired differences, verdicts
 results.py       from cells to data/results/NAME.json, .png, .md
-figures.py       their drawing
-questions.py     from results to data/results/QUESTIONS.md, the answers to the ten questions
+questions.py     from results to data/results/QUESTIONS.md, the answers to the ten questions of questions.toml
 """
 
 from pathlib import Path

@@ -1,76 +1,109 @@
-"""The ten questions and what the finished studies answer: one table, written anew after every study."""
+"""The ten questions and what the finished studies answer: one page, written anew after every study.
+
+questions.toml holds the questions, and each answer in two sentences, with the verdicts that it was written for. Where
+today's verdicts are others, or a study has not run, the page leaves the claims to speak for themselves.
+"""
 
 import json
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from minivllava.ablations.results import claim_text, difference
 from minivllava.ablations.study import METRICS
+from minivllava.errors import ConfigError
 from minivllava.files import write_text
 
-QUESTIONS = {
-    1: ("How does a unified representation help the language model, against separate encoders?",
-        "one image encoder after another, beside the same video encoder", ("alignment",)),
-    2: ("Why two stages?", "with and without each stage; then with a longer stage 2", ("stages", "stages-long")),
-    3: ("What in the architecture beats InstructBLIP and mPLUG-Owl?",
-        "their learned queries in place of the projector", ("projector",)),
-    4: ("What limited Video-ChatGPT?", "its pooling in place of all tokens; frames, and attention over them",
-        ("projector", "time", "time-long")),
-    5: ("What do the ablations say with and without each component?", "encoders, joint training, layers",
-        ("alignment", "joint", "layer")),
-    6: ("How is hallucination measured, and does unification or joint training reduce it?",
-        "POPE: is there such a thing, half yes, half no; accuracy, F1 and how often it says yes", ("hallucination",)),
-    7: ("Which ratio of pictures to clips; is there a plateau?", "seven ratios of a fixed total", ("ratio",)),
-    8: ("Pictures alone against clips alone: is there transfer?", "each alone and both, own number and same total",
-        ("joint",)),
-    9: ("Does a larger language model gain alike on both?", "four sizes, each a quarter of the next", ("scale",)),
-    10: ("Can further modalities join?", "depth maps, bound to text or not, without and with a little tuning",
-         ("modality",)),
-}  # fmt: skip
+SIGNS = {"+": "agrees", "-": "disagrees", "?": "undecided"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, how the studies put it, its answer in two sentences, and what speaks against trusting that."""
+
+    question: str
+    how: str
+    verdicts: dict[str, str]  # study -> the SIGNS of its claims that bear on the question
+    answer: str
+    doubt: str = ""
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        return tuple(self.verdicts)
+
+
+@cache
+def _file() -> dict:
+    return tomllib.loads((Path(__file__).parent / "questions.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def questions() -> dict[int, Question]:
+    """The ten questions by number."""
+    return {int(name): Question(**entry) for name, entry in _file().items() if name.isdigit()}
 
 
 def write_answers(folder: Path) -> Path:
     """Writes folder/QUESTIONS.md from the results files that lie there. Returns it."""
     results = {}
-    for study in sorted({study for *_, studies in QUESTIONS.values() for study in studies}):
+    for study in sorted({study for question in questions().values() for study in question.studies}):
         file = folder / f"{study}.json"
         if file.exists():
             results[study] = json.loads(file.read_text(encoding="utf-8"))
-    lines = [
-        "# The ten questions", "",
-        "Answers from the finished studies: differences in points with their 95 % intervals, and the paper's where it "
-        "has that experiment. What is undecided may be true and too small to see with these seeds; and of all these "
-        "intervals one in twenty misses the truth by chance: trust those least that end near zero. Written by "
-        "`minivllava ablate`.", "",
-        "| | question | asked how | answer at this scale | figure | how sure |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for number, (question, how, studies) in QUESTIONS.items():
-        there = [results[study] for study in studies if study in results]
-        figures = " ".join(f"[{study['study']}]({study['study']}.md)" for study in there)
-        sure = "<br>".join(confidence(study, number) for study in there)
-        open_ = [f"`{study}`" for study in studies if study not in results]
-        said = answer(there, number) + (f" Not run yet: {', '.join(open_)}." if there and open_ else "")
-        lines.append(f"| {number} | {question} | {how} | {said} | {figures} | {sure} |")
+    lines = ["# The ten questions", "", _file()["introduction"].strip()]
+    for number, question in questions().items():
+        lines += ["", f"## {number}. {question.question}", "", *_section(number, question, results)]
     path = folder / "QUESTIONS.md"
     write_text(path, "\n".join(lines) + "\n")
     return path
 
 
-def answer(studies: list[dict], question: int) -> str:
-    """Two sentences: what the studies show, and what they do not."""
-    said: dict[str, list[str]] = {"agrees": [], "disagrees": [], "undecided": [], "not asked": []}
-    for results in studies:
-        labels = {arm["name"]: arm["label"] for arm in results["arms"]}
-        for claim in claims_of(results, question):
-            paper = f", the paper's {claim['points']:+.1f}" if claim["points"] is not None else ""
-            where = f"{METRICS[claim['metric']]}: {difference(claim)}{paper}"
-            said[claim["verdict"]].append(f"{claim_text(claim, labels)} ({where})")
-    if not any(said.values()):
-        return "not run yet"
-    shown = f"Shown: {'; '.join(said['agrees'])}." if said["agrees"] else "No claim is shown at this scale."
-    contrary = f"shown to be otherwise: {'; '.join(said['disagrees'])}" if said["disagrees"] else ""
-    open_ = f"undecided: {'; '.join(said['undecided'])}" if said["undecided"] else ""
-    rest = "; ".join(filter(None, (contrary, open_)))
-    return f"{shown} {rest[:1].upper() + rest[1:] or 'None is contradicted, none is left open'}."
+def _section(number: int, question: Question, results: dict[str, dict]) -> list[str]:
+    there = [results[study] for study in question.studies if study in results]
+    missing = ", ".join(f"`{study}`" for study in question.studies if study not in results)
+    said = answer(number, results)
+    lines = [f"*Asked how:* {question.how}", "", said or "No answer was written for these results: see the claims."]
+    if missing:
+        lines += ["", f"Not run yet: {missing}."]
+    if not there:
+        return lines
+    lines += ["", f"![{there[0]['title']}]({there[0]['study']}.png)", ""]
+    lines += ["| study | claim | on | here | the paper | verdict |", "|---|---|---|---|---|---|"]
+    for study in there:
+        labels = {arm["name"]: arm["label"] for arm in study["arms"]}
+        for claim in claims_of(study, number):
+            paper = "" if claim["points"] is None else f"{claim['points']:+.1f}"
+            lines.append(
+                f"| [{study['study']}]({study['study']}.md) | {claim_text(claim, labels)} | {METRICS[claim['metric']]} "
+                f"| {difference(claim)} | {paper} | **{claim['verdict']}** |"
+            )
+    sure = "; ".join(f"{study['study']}: {confidence(study, number)}" for study in there)
+    doubt = " ".join(question.doubt.split()) if said else ""
+    return [*lines, "", f"*How sure:* {sure}. {doubt}".rstrip()]
+
+
+def answer(number: int, results: dict[str, dict]) -> str | None:
+    """The answer to a question with its numbers; None unless all studies that it speaks of have run, with the verdicts
+    that it was written for. Raises ConfigError where it names a claim that no study makes."""
+    question = questions()[number]
+    for study, signs in question.verdicts.items():
+        found = [claim["verdict"] for claim in claims_of(results[study], number)] if study in results else None
+        if found != [SIGNS[sign] for sign in signs]:
+            return None
+    said = {
+        f"{study}/{claim['metric']}/{claim['better']}/{claim['than']}": difference(claim)
+        for study in question.studies
+        for claim in results[study]["claims"]
+    }
+
+    def number_of(match: re.Match) -> str:
+        if match[1] not in said:
+            raise ConfigError(f"The answer to question {number} names the claim {match[1]}, which no study makes.")
+        return said[match[1]]
+
+    return re.sub(r"\{(.+?)\}", number_of, " ".join(question.answer.split()))
 
 
 def claims_of(results: dict, question: int) -> list[dict]:
@@ -81,5 +114,5 @@ def claims_of(results: dict, question: int) -> list[dict]:
 def confidence(results: dict, question: int) -> str:
     """How many seeds and claims stand behind what a study says to a question."""
     verdicts = [claim["verdict"] for claim in claims_of(results, question)]
-    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in ("agrees", "disagrees", "undecided") if v in verdicts)
-    return f"{len(results['seeds'])} seeds, preset `{results['preset']}`; claims: {counted or 'none'}"
+    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in SIGNS.values() if v in verdicts)
+    return f"{len(results['seeds'])} seeds, preset `{results['preset']}`, {counted or 'no claims'}"

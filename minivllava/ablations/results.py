@@ -131,15 +131,21 @@ def whole_seeds(arms: dict[str, Settings], weights: str, known: dict[str, dict])
 
 def write_results(results: dict, folder: Path) -> Path:
     """Writes NAME.json, NAME.png and NAME.md. Returns the page."""
-    from minivllava.ablations.figures import study_figure
     from minivllava.figures.style import chart_png
 
     name = results["study"]
     write_json(folder / f"{name}.json", results)
     with replacing(folder / f"{name}.png") as part:
-        part.write_bytes(chart_png(study_figure(results)))
+        part.write_bytes(chart_png(study_chart(results)))
     write_text(folder / f"{name}.md", page(results))
     return folder / f"{name}.md"
+
+
+def study_chart(results: dict, width: float = 9.0, dark: bool = False):
+    """Results as a figure: every seed of every arm, every claim's difference, its verdict, and the paper's."""
+    from minivllava.figures.studies import study_figure
+
+    return study_figure(results, METRICS, [difference(claim) for claim in results["claims"]], width, dark)
 
 
 # the page

@@ -15,6 +15,7 @@ A figure's `width` is in inches, at 100 pixels each: 9 for a page, 4 for a phone
     attention.py    where a model looks
     tokens.py       sequences token by token: sources, labels, the splice
     decoder.py      the language model inside
+    studies.py      a study: seeds, intervals, claims beside the paper's
 """
 
 from minivllava.figures.alignment import (
@@ -45,6 +46,7 @@ from minivllava.figures.patches import (
     token_similarity,
 )
 from minivllava.figures.port import port_lost
+from minivllava.figures.studies import study_figure
 from minivllava.figures.style import DARK, LIGHT, Inks, chart_png
 from minivllava.figures.tables import number_tables, shares
 from minivllava.figures.tokens import (
@@ -104,6 +106,7 @@ __all__ = [
     "shares",
     "similarity_matrices",
     "spreads",
+    "study_figure",
     "time_patterns",
     "time_per_token",
     "token_boxes",

@@ -1,9 +1,9 @@
 """A study in one figure: every seed of every arm, and the paper's direction beside ours."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from minivllava.ablations.results import difference
-from minivllava.ablations.study import METRICS
 from minivllava.figures.evaluation import BASELINES, LABELS
 from minivllava.figures.style import Inks, clean, name_axes, new_figure, wrapped
 
@@ -11,10 +11,11 @@ SIGNS = {"agrees": "✓ agrees", "disagrees": "✗ disagrees", "undecided": "? u
 ROW = 0.42  # inches
 
 
-def study_figure(results: dict, width: float = 9.0, dark: bool = False):
+def study_figure(results: dict, titles: Mapping[str, str], said: Sequence[str], width: float = 9.0, dark: bool = False):
     """Above: scores of each arm, one panel a metric. Below: differences that claims are about, with the paper's.
 
-    results: what `summarise` makes, or its JSON. Dots are seeds. Returns a matplotlib Figure.
+    results: the JSON of a study's results; titles: of its metrics; said: each claim's difference in words. Dots are
+    seeds. Returns a matplotlib Figure; `ablations.results.study_chart` fills in the words.
     """
     arms, metrics, claims = results["arms"], results["metrics"], results["claims"]
     columns = min(len(metrics), 3 if width > 6 else 1)
@@ -25,16 +26,17 @@ def study_figure(results: dict, width: float = 9.0, dark: bool = False):
     panels = top.subplots(lines, columns, squeeze=False)
     for number, axes in enumerate(panels.flat):
         if number < len(metrics):
-            _draw_scores(axes, ink, arms, metrics[number], results["reference"], number % columns == 0)
+            _draw_scores(axes, ink, arms, metrics[number], titles, results["reference"], number % columns == 0)
         else:
             axes.set_axis_off()
     _legend(top, ink, results)
     if claims:
-        _draw_claims(bottom.subplots(), ink, claims, {arm["name"]: arm["label"] for arm in arms}, width)
+        labels = {arm["name"]: arm["label"] for arm in arms}
+        _draw_claims(bottom.subplots(), ink, claims, said, labels, titles, width)
     return figure
 
 
-def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, reference: str, named: bool):
+def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, titles, reference: str, named: bool):
     clean(axes, ink, grid="x")
     for y, arm in enumerate(arms):
         summary = arm["metrics"][metric]
@@ -49,7 +51,7 @@ def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, reference: str,
         label.set_fontweight("bold" if arm["name"] == reference else "normal")
     axes.tick_params(axis="y", labelsize=9.5, labelcolor=ink.text)
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    name_axes(axes, ink, METRICS[metric], "per cent")
+    name_axes(axes, ink, titles[metric], "per cent")
 
 
 def _draw_spread(axes, ink: Inks, y: float, summary: dict):
@@ -62,10 +64,10 @@ def _draw_spread(axes, ink: Inks, y: float, summary: dict):
     axes.plot(summary["mean"], y, "|", color=ink.model, markersize=13, markeredgewidth=2.6, zorder=5)
 
 
-def _draw_claims(axes, ink: Inks, claims: list[dict], labels: dict[str, str], width: float):
+def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, str], titles, width: float):
     clean(axes, ink, grid="x")
     axes.axvline(0, color=ink.muted, linewidth=1.2)
-    for y, claim in enumerate(claims):
+    for y, (claim, words) in enumerate(zip(claims, said, strict=True)):
         if claim["mean"] is not None:
             _draw_spread(axes, ink, y, claim)
         if claim["direction"] == "=":
@@ -74,10 +76,10 @@ def _draw_claims(axes, ink: Inks, claims: list[dict], labels: dict[str, str], wi
             axes.plot(claim["points"], y, "*", color=ink.page, markeredgecolor=ink.text, markersize=13,
                       markeredgewidth=1.4, zorder=6)  # fmt: skip
         colour = {"agrees": ink.right, "disagrees": ink.wrong}.get(claim["verdict"], ink.muted)
-        said, right = f"{SIGNS[claim['verdict']]}\n{difference(claim)}", ("axes fraction", "data")
-        axes.annotate(said, (1, y), (6, 0), xycoords=right, textcoords="offset points", va="center", fontsize=9,
+        text, right = f"{SIGNS[claim['verdict']]}\n{words}", ("axes fraction", "data")
+        axes.annotate(text, (1, y), (6, 0), xycoords=right, textcoords="offset points", va="center", fontsize=9,
                       color=colour, annotation_clip=False)  # fmt: skip
-    sides = [f"{labels[c['better']]} − {labels[c['than']]}, {METRICS[c['metric']]}" for c in claims]
+    sides = [f"{labels[c['better']]} − {labels[c['than']]}, {titles[c['metric']]}" for c in claims]
     axes.set_yticks(range(len(claims)), [_lines(side, 0.36 * width) for side in sides])
     axes.tick_params(axis="y", labelsize=9, labelcolor=ink.text)
     axes.set_ylim(len(claims) - 0.5, -0.5)
