@@ -275,6 +275,7 @@ class WorldConfig:
     align_images: int = 16000  # scenes, in families of four
     align_clips: int = 8000
     text_documents: int = 40000
+    lists: float = 0.0  # share of the text documents that ask many questions about a list of things
     validation: int = 100  # pictures, and as many clips
     test: int = 400
     compositional: int = 200
@@ -291,6 +292,8 @@ class WorldConfig:
                 raise ConfigError(f"The world's {field.name} is {getattr(self, field.name)}: use at least 0.")
         if self.fps < 1:
             raise ConfigError(f"The world's fps is {self.fps}: use at least 1.")
+        if self.lists > 1:
+            raise ConfigError(f"The world's lists is {self.lists}: it is a share, use at most 1.")
 
 
 @dataclass(frozen=True)

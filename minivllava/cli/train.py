@@ -33,6 +33,9 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Start: pretrained parts (what it lacks is trained); with --data, a checkpoint.")
     ] = None,
+    more_text: Annotated[
+        bool, typer.Option("--more-text", help="Pre-train the language model of --init further before all else.")
+    ] = False,
     data: Annotated[
         list[Path], typer.Option(help="Your own LLaVA-format JSON of pictures, clips or text; may be repeated.")
     ] = [],  # noqa: B006
@@ -58,6 +61,8 @@ def train(
 
     if from_scratch and (data or init):
         raise ConfigError("--from-scratch starts from nothing: leave out --init and --data, or --from-scratch.")
+    if more_text and (data or from_scratch):
+        raise ConfigError("--more-text goes on with pretrained parts: leave out --data and --from-scratch.")
     if (media or skip_broken) and not data:
         raise ConfigError("--media and --skip-broken are for your own files: name their JSON with --data.")
     recipe = named_preset(preset)
@@ -76,7 +81,7 @@ def train(
         raise ConfigError("The preset smol is for real data: minivllava recipe smol --root FOLDER.")
     from minivllava.training.run import train_video_llava
 
-    train_video_llava(recipe, folder, None if from_scratch else init or PARTS, device=device)
+    train_video_llava(recipe, folder, None if from_scratch else init or PARTS, more_text, device=device)
     if main_goes_on():
         _evaluate_and_report(folder, recipe, device)
 

@@ -151,7 +151,8 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
     rng = generator(config.seed, job.split, job.index, job.clip, stream=1)
     name = f"{job.split}-{'clip' if job.clip else 'image'}-{job.index:06d}"
     if job.split in ("text", "train-text"):
-        record = _record(f"{job.split}-{job.index:06d}", {}, text_document(rng))
+        lists = config.lists if job.split == "text" else 0.0
+        record = _record(f"{job.split}-{job.index:06d}", {}, text_document(rng, lists))
         return {"text" if job.split == "text" else "stage2": [record]}
 
     if job.split == "align":

@@ -2,7 +2,8 @@
 
 The same questions as about pictures and clips, but the scene is told in words: so the decoder learns from
 text alone to bind a colour to its shape, to count, and to reason from places to relations. A little chat
-keeps it able to answer where there is nothing to look at.
+keeps it able to answer where there is nothing to look at. Lists are shorter to read and asked more about: of
+their words most are questions that are answered only by finding the thing that they name.
 """
 
 from dataclasses import replace
@@ -11,10 +12,16 @@ import numpy as np
 
 from minivllava.data.captions import at_place, caption, full_name, joined, name, with_article
 from minivllava.data.dialogue import turns
-from minivllava.data.questions import Turn, describe, pick, plural, shuffled
+from minivllava.data.questions import QUESTIONS, Turn, describe, pick, plural, shuffled
 from minivllava.data.world import ACTIONS, COLOURS, SHAPES, Scene, Thing, draw_scene
 
 TURN_COUNTS = (4, 9)  # questions about one description, both ends included
+LIST_TURNS = 12  # about a list
+# What a list is asked, the slower to learn the more often: places and relations, not counts.
+LOOK_UPS = (
+    "colour", "colour", "shape", "shape", "size", "size", "position", "position", "position", "relation", "relation",
+    "motion", "motion", "order", "order", "existence/adversarial", "existence/random",
+)  # fmt: skip
 
 CHAT = (
     ("Hello.", "Hello! Show me a picture or a clip, and ask me about it."),
@@ -42,8 +49,11 @@ CHAT = (
 )
 
 
-def text_document(rng: np.random.Generator) -> list[Turn]:
-    """One conversation: chat (1 in 20), or a scene in words before the first of several questions on it."""
+def text_document(rng: np.random.Generator, lists: float = 0.0) -> list[Turn]:
+    """One conversation: chat (1 in 20), or a scene in words before the first of several questions on it. Of all
+    conversations the share `lists` is about a list."""
+    if lists and rng.random() < lists:
+        return _list_document(rng)
     if rng.random() < 0.05:
         return _chat(rng)
     scene = draw_scene(rng, clip=bool(rng.random() < 0.5))
@@ -53,6 +63,31 @@ def text_document(rng: np.random.Generator) -> list[Turn]:
     first = conversation[0]
     conversation[0] = replace(first, question=f"{description(scene, rng)}\n{first.question}")
     return conversation
+
+
+def _list_document(rng: np.random.Generator) -> list[Turn]:
+    """Two or three things in a list, and questions in any order; an answer may be told by an earlier one."""
+    clip = bool(rng.random() < 1 / 3)
+    scene = draw_scene(rng, clip)
+    while len(scene.things) < 2:
+        scene = draw_scene(rng, clip)
+    asked: dict[str, Turn] = {}
+    for _ in range(4 * LIST_TURNS):
+        turn = QUESTIONS[pick(rng, LOOK_UPS)](scene, rng, None)
+        if turn and len(asked) < LIST_TURNS:
+            asked.setdefault(turn.question, turn)
+    first, *others = asked.values()
+    return [replace(first, question=f"{_listed(scene, rng)}\n{first.question}"), *others]
+
+
+def _listed(scene: Scene, rng: np.random.Generator) -> str:
+    """ "top, blinks first: small red circle. left: large blue ring." All of a thing is known at its last word."""
+    lines = []
+    for thing in shuffled(rng, scene.things):
+        acts = " ".join(filter(None, (thing.motion, _turn_word(scene, thing)))) if scene.is_clip else ""
+        noun = name(thing) if thing.scales else f"{thing.size} {name(thing)}"
+        lines.append(f"{', '.join(filter(None, (thing.place, acts)))}: {noun}.")
+    return " ".join(lines)
 
 
 def description(scene: Scene, rng: np.random.Generator) -> str:

@@ -114,23 +114,33 @@ def _read(file: Path) -> dict:
     return read_card(file, f"delete {file.parent} to start over") if file.exists() else {}
 
 
-def train_video_llava(preset: Preset, folder: str | Path, parts: str | Path | None = None, **options) -> VideoLLaVA:
+def train_video_llava(
+    preset: Preset, folder: str | Path, parts: str | Path | None = None, more_text: bool = False, **options
+) -> VideoLLaVA:
     """The whole recipe: the parts that are not there yet, then stage 1 and stage 2.
 
     parts: a folder that holds `languagebind/`, `language/` or both, as the paper starts from LanguageBind and
-    Vicuna; the part it lacks is trained, and without a folder both are. Raises CheckpointError when it holds
-    neither, ConfigError when a part's sizes are not the preset's, and for a recipe that no run can have.
+    Vicuna; the part it lacks is trained, and without a folder both are. more_text: the language model that is there
+    is pre-trained further, on the preset's texts. Raises CheckpointError when the folder holds neither part, or no
+    language model to train further, ConfigError when a part's sizes are not the preset's, and for a recipe that no
+    run can have.
     """
     language, bound = _part(parts, "language"), _part(parts, "languagebind")
     if parts is not None and not (language or bound):
         raise CheckpointError(f"{parts} holds neither languagebind/ nor language/: name a folder of pretrained parts.")
+    if more_text and not language:
+        raise CheckpointError(f"{parts} holds no language/ to train further: name parts that have one.")
     _check_sizes(preset.model, bound[0] if bound else None, language[0] if language else None)
-    stages = ([] if language else ["language"]) + ([] if bound else ["align_image", "align_video"])
+    stages = ["language"] if more_text or not language else []
+    stages += [] if bound else ["align_image", "align_video"]
     check_recipes(preset, [*stages, "stage1", "stage2"])
     world = build_world(preset.world)
     weights = [weights_fingerprint(part[0]) for part in (language, bound) if part]
-    run = Run(folder, {"preset": to_dict(preset), "start": str(parts) if parts else "scratch", "weights": weights})
-    language, tokenizer = language or load_language(_train_language(preset, world, run, **options))
+    start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
+    run = Run(folder, {"preset": to_dict(preset), "start": start, "weights": weights})
+    if more_text or not language:
+        language = load_language(_train_language(preset, world, run, language, **options))
+    language, tokenizer = language
     bound, _ = bound or load_languagebind(_train_languagebind(preset, tokenizer, world, run, **options))
     config = replace(preset.model, text=bound.config.text, language=language.config)
     return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
@@ -143,16 +153,18 @@ def _part(parts: str | Path | None, name: str):
     return {"language": load_language, "languagebind": load_languagebind}[name](Path(parts) / name)
 
 
-def _train_language(preset: Preset, world: Path, run: Run, **options) -> Path:
-    """Tokenizer and language model from text alone; returns their folder."""
+def _train_language(preset: Preset, world: Path, run: Run, start=None, **options) -> Path:
+    """Tokenizer and language model from text alone, or `start` (both of them) further; returns their folder."""
     path = run.folder / "language"
     if (path / "config.json").exists():
         return path
     texts = load_records(world / "text.json")
-    tokenizer = train_tokenizer(texts, preset.model.language.vocab_size)
+    tokenizer = start[1] if start else train_tokenizer(texts, preset.model.language.vocab_size)
     language = replace(preset.model.language, vocab_size=len(tokenizer))
     torch.manual_seed(preset.language.seed)
     model = VideoLLaVA(replace(preset.model, language=language), tokenizer)
+    if start:
+        model.language_model.load_state_dict(start[0].state_dict())
     return run.step(
         "language",
         lambda state: pretrain_language(model, texts, preset.language, state, **options),
