@@ -212,6 +212,7 @@ def test_missing_files_of_a_training_run(refused, model):
 def test_options_that_would_be_left_unused(refused, model):
     refused(["--from-scratch", "leave out"], "train", "--from-scratch", "--init", model)
     refused(["--from-scratch", "leave out"], *train(model, "--data", "records.json", "--from-scratch"))
+    refused(["--more-text", "leave out"], "train", "--more-text", "--from-scratch")
     refused(["--media", "--data"], "train", "--media", ".")
     refused(["--skip-broken", "--data"], "train", "--skip-broken")
     refused(["--media", "--inspect"], "data", "--media", ".")

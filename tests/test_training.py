@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -689,6 +690,25 @@ def test_a_whole_run_stopped_again_and_again_makes_the_same_model(tmp_path, monk
     assert len(logs[0]) == 5 and list(logs[0]) == list(logs[1])
     left_over = [path.name for path in (tmp_path / "run").iterdir() if "unfinished" in path.name]
     assert left_over == [] and not any(path.name.startswith(".") for path in (tmp_path / "run").iterdir())
+
+
+def test_pretraining_goes_on_from_the_language_model_that_is_there(tmp_path):
+    parts, run = Path(__file__).parents[1] / "data/pretrained/parts", tmp_path / "run"
+    start, tokenizer = load_language(parts / "language")
+    model = train_video_llava(preset("sample"), run, parts, more_text=True, **QUIET)
+    further, same = load_language(run / "language")
+    pairs = zip(further.parameters(), start.parameters(), strict=True)
+    moved = max((a - b).abs().max().item() for a, b in pairs)
+    assert 0 < moved < 0.01  # four steps at 1e-3: trained, and from there
+    assert same.encode("a red circle") == tokenizer.encode("a red circle")
+    assert_bit_equal(load_vllava(run / "stage1").language_model, further)
+    assert not (run / "languagebind-image").exists() and model.tokenizer is not None
+    assert json.loads((run / "run.json").read_text())["start"] == f"{parts}, more text"
+    with pytest.raises(CheckpointError, match="another start"):
+        train_video_llava(preset("sample"), run, parts, **QUIET)
+    shutil.copytree(parts / "languagebind", tmp_path / "bound/languagebind")
+    with pytest.raises(CheckpointError, match="bound holds no language/ to train further"):
+        train_video_llava(preset("sample"), tmp_path / "other", tmp_path / "bound", more_text=True, **QUIET)
 
 
 # other processes

@@ -19,7 +19,7 @@ from minivllava.data.dialogue import OFTEN_SEEN, turns
 from minivllava.data.questions import QUESTIONS, describe
 from minivllava.data.render import RGB, coverage, render, render_depth
 from minivllava.data.siblings import sample_family, sibling
-from minivllava.data.text_corpus import description, text_document
+from minivllava.data.text_corpus import LIST_TURNS, LOOK_UPS, description, text_document
 from minivllava.data.world import (
     COLOURS,
     FRAMES,
@@ -375,6 +375,30 @@ def test_text_documents_hold_every_type():
     rng = np.random.default_rng(0)
     types = Counter(turn.type for _ in range(400) for turn in text_document(rng))
     assert set(types) == {*QUESTIONS, "describe", "chat"}
+
+
+def test_lists_tell_everything_and_are_asked_many_questions():
+    rng = np.random.default_rng(0)
+    lists = [text_document(rng, lists=1.0) for _ in range(200)]
+    assert {len(turns) for turns in lists} == {LIST_TURNS}
+    assert {turn.type for turns in lists for turn in turns} == set(LOOK_UPS)
+    for first, *_ in lists:
+        lines = first.question.split("\n")[0].rstrip(".").split(". ")
+        assert 2 <= len(lines) <= 3
+        for line in lines:
+            where, _, noun = line.partition(": ")
+            assert any(fact in where for fact in (*PLACES, *MOTIONS)) and noun.split()[-1] in SHAPES
+            scales = "grows" in where or "shrinks" in where
+            assert noun.split()[-2] in COLOURS and (noun.split()[0] in SIZES) != scales
+
+
+def test_lists_are_a_share_of_the_text_alone(world, tmp_path):
+    lists = build_world(replace(TINY, lists=1.0), tmp_path, workers=1, progress=False)
+    assert all(len(row["conversations"]) == 2 * LIST_TURNS for row in json.loads((lists / "text.json").read_text()))
+    for name in ("stage1", "stage2", "test"):
+        assert (lists / f"{name}.json").read_bytes() == (world / f"{name}.json").read_bytes()
+    with pytest.raises(ConfigError, match="lists is 1.5: it is a share"):
+        replace(TINY, lists=1.5)
 
 
 @pytest.fixture(scope="module")
