@@ -380,8 +380,9 @@ def test_text_documents_hold_every_type():
 def test_lists_tell_everything_and_are_asked_many_questions():
     rng = np.random.default_rng(0)
     lists = [text_document(rng, lists=1.0) for _ in range(200)]
-    assert {len(turns) for turns in lists} == {LIST_TURNS}
-    assert {turn.type for turns in lists for turn in turns} == set(LOOK_UPS)
+    assert {len(turns) for turns in lists} == {LIST_TURNS + 1}
+    assert {turn.type for turns in lists for turn in turns[:-1]} == set(LOOK_UPS)
+    assert {turns[-1].type for turns in lists} == {"describe"}
     for first, *_ in lists:
         lines = first.question.split("\n")[0].rstrip(".").split(". ")
         assert 2 <= len(lines) <= 3
@@ -394,7 +395,7 @@ def test_lists_tell_everything_and_are_asked_many_questions():
 
 def test_lists_are_a_share_of_the_text_alone(world, tmp_path):
     lists = build_world(replace(TINY, lists=1.0), tmp_path, workers=1, progress=False)
-    assert all(len(row["conversations"]) == 2 * LIST_TURNS for row in json.loads((lists / "text.json").read_text()))
+    assert all(len(row["conversations"]) == 2 * (LIST_TURNS + 1) for row in json.loads((lists / "text.json").read_text()))
     for name in ("stage1", "stage2", "test"):
         assert (lists / f"{name}.json").read_bytes() == (world / f"{name}.json").read_bytes()
     with pytest.raises(ConfigError, match="lists is 1.5: it is a share"):

@@ -16,11 +16,11 @@ from minivllava.data.questions import QUESTIONS, Turn, describe, pick, plural, s
 from minivllava.data.world import ACTIONS, COLOURS, SHAPES, Scene, Thing, draw_scene
 
 TURN_COUNTS = (4, 9)  # questions about one description, both ends included
-LIST_TURNS = 12  # about a list
-# What a list is asked, the slower to learn the more often: places and relations, not counts.
+LIST_TURNS = 10  # about a list, and then a caption
+# What a list is asked: mostly what is answered only by finding the thing that the question names.
 LOOK_UPS = (
-    "colour", "colour", "shape", "shape", "size", "size", "position", "position", "position", "relation", "relation",
-    "motion", "motion", "order", "order", "existence/adversarial", "existence/random",
+    "colour", "colour", "shape", "shape", "size", "size", "position", "position", "relation", "motion", "motion",
+    "order", "order", "existence/adversarial", "existence/random", "count",
 )  # fmt: skip
 
 CHAT = (
@@ -66,7 +66,7 @@ def text_document(rng: np.random.Generator, lists: float = 0.0) -> list[Turn]:
 
 
 def _list_document(rng: np.random.Generator) -> list[Turn]:
-    """Two or three things in a list, and questions in any order; an answer may be told by an earlier one."""
+    """Two or three things in a list, questions on them, of which an earlier one may tell the answer, and a caption."""
     clip = bool(rng.random() < 1 / 3)
     scene = draw_scene(rng, clip)
     while len(scene.things) < 2:
@@ -76,7 +76,7 @@ def _list_document(rng: np.random.Generator) -> list[Turn]:
         turn = QUESTIONS[pick(rng, LOOK_UPS)](scene, rng, None)
         if turn and len(asked) < LIST_TURNS:
             asked.setdefault(turn.question, turn)
-    first, *others = asked.values()
+    first, *others = *asked.values(), describe(scene, rng)
     return [replace(first, question=f"{_listed(scene, rng)}\n{first.question}"), *others]
 
 
