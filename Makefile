@@ -61,7 +61,7 @@ $(BIN)/pip:
 
 # torch first and alone: whichever build of the locked version is at hand, CPU or CUDA, the rest then accepts it.
 $(VENV)/.torch: $(LOCK) | $(BIN)/pip
-	@echo "Installing into $(VENV): 2 to 3 minutes and 2 GB, once."
+	@echo "Installing into $(VENV), once: 1 to 3 minutes, 2 GB (more with a CUDA build of torch)."
 	$(INSTALL) torch
 	@touch $@
 

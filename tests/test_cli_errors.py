@@ -232,6 +232,24 @@ def test_a_media_folder_that_is_not_there(refused, model):
     assert not Path("runs").exists()
 
 
+def test_inspecting_broken_media_ends_with_2(run, model):
+    write_records(Path("."))
+    assert run("data", "--inspect", "records.json")[0] == 0
+    Path("red.png").write_bytes(b"no picture")
+    code, out, _ = run("data", "--inspect", "records.json")
+    assert code == 2 and "1 broken files" in out and "red.png" in out
+
+
+def test_parts_of_another_preset(refused):
+    parts = Path(__file__).parents[1] / "data/pretrained/parts"
+    words = ["image", "width 128, not 384", "--init", "--from-scratch"]
+    refused(words, "train", "--preset", "small", "--init", parts, "--name", "run")
+
+
+def test_the_help_of_ask_names_the_placeholders(run):
+    assert "<image> and <video> may say" in " ".join(run("ask", "--help")[1].split())
+
+
 def test_broken_media_in_training(run, model, place):
     """All broken files are listed before training starts; by wish they are left out, and counted."""
     write_records(place)

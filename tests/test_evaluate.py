@@ -1,5 +1,6 @@
 """Evaluation: what each view withholds, exact match, the majority answer, and the table."""
 
+import copy
 import json
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 from tiny import tiny_vllava, write_records
 
 from minivllava.data.dataset import load_pixels, load_records
-from minivllava.errors import ConfigError, DataError
+from minivllava.errors import CheckpointError, ConfigError, DataError
 from minivllava.evaluation.evaluate import (
     VIEWS,
     _Visuals,
     accuracy,
     evaluate,
     evaluate_world,
+    known_results,
     majority,
     normalised,
     table,
@@ -56,6 +58,23 @@ def test_a_split_without_records_is_left_out(model, tmp_path):
     results = evaluate_world(model, tmp_path, tmp_path / "new/evaluation.json")
     assert list(results["tables"]) == list(results["predictions"]) == ["test"]
     assert json.loads((tmp_path / "new/evaluation.json").read_text(encoding="utf-8")) == results
+    assert list(results["predictions"]["test"]) == [*VIEWS, "majority"]
+
+
+def test_results_are_known_of_the_same_weights_and_world_alone(model, tmp_path):
+    file = tmp_path / "evaluation.json"
+    assert known_results(model, tmp_path, file) is None
+    write_records(tmp_path).rename(tmp_path / "test.json")
+    (tmp_path / "stage2.json").write_bytes((tmp_path / "test.json").read_bytes())
+    (tmp_path / "compositional.json").write_text("[]\n")
+    assert evaluate_world(model, tmp_path, file) == known_results(model, tmp_path, file)
+    assert known_results(model, tmp_path / "other", file) is None
+    other = copy.deepcopy(model)
+    next(other.parameters()).data += 1
+    assert known_results(other, tmp_path, file) is None
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match=r"evaluation\.json .*delete it"):
+        known_results(model, tmp_path, file)
 
 
 def test_batches_give_the_answers_of_single_questions(model, records):

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from minivllava.data.world import (
     sample_scene,
 )
 from minivllava.errors import ConfigError
+from minivllava.presets import preset
 
 TINY = WorldConfig(
     size=32,
@@ -425,6 +427,15 @@ def test_the_generator_is_the_one_of_its_version():
             made.update(repr(said).encode())
     made.update(repr(text_document(np.random.default_rng(0))).encode())
     assert (VERSION, made.hexdigest()[:16]) == (2, "72c4d449521ba2ee")
+
+
+def test_the_committed_sample_is_that_of_its_preset(tmp_path):
+    made = build_world(preset("sample").world, tmp_path, workers=1, progress=False)
+    sample = Path(__file__).parents[1] / "data/sample"
+    names = [{path.relative_to(folder) for path in folder.rglob("*.*")} for folder in (made, sample)]
+    assert names[0] == names[1]
+    for path in (*sample.glob("*.json"), *sample.rglob("*.png")):  # another version of FFmpeg may write other clips
+        assert path.read_bytes() == (made / path.relative_to(sample)).read_bytes(), path
 
 
 def test_a_larger_split_keeps_its_first_scenes(world, tmp_path):

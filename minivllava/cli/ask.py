@@ -74,7 +74,7 @@ def ask(
 
     Example: minivllava ask data/pretrained/tiny picture.png clip.mp4 "What colour is the circle?"
 
-    In the question, <image> and <video> may say where each file belongs.
+    In the question, `<image>` and `<video>` may say where each file belongs.
     """
     *files, question = files_and_question
     if os.path.isfile(question):  # unlike Path.is_file, this is False for a question too long to be a path

@@ -34,6 +34,8 @@ def data(
         )
         for reason in broken.values():
             print(f"broken: {reason}")
+        if broken:
+            raise typer.Exit(2)
         return
     if media is not None:
         raise ConfigError("--media is for your own files: name their JSON with --inspect.")

@@ -21,7 +21,7 @@ def evaluate(
     preset: Preset = "tiny",
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the JSON goes (by default beside the checkpoint), or the benchmark's run folder."),
+        typer.Option(help="Where the JSON goes (by default runs/evaluations/), or the benchmark's run folder."),
     ] = None,
     change: Changes = [],  # noqa: B006
     benchmark: Annotated[
@@ -86,7 +86,7 @@ def evaluate(
 
     model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once
     world = build_world(evaluation_only(override(named_preset(preset), *change).world))
-    out = out or checkpoint.with_name(checkpoint.name + "-evaluation.json")
+    out = out or RUNS / "evaluations" / f"{checkpoint.resolve().name}.json"
     print_results(evaluate_world(model, world, out))
     print(f"All answers: {out}")
 

@@ -52,7 +52,7 @@ def train(
     change: Changes = [],  # noqa: B006
     device: Device = None,
 ):
-    """Train on the embedded world, or with --data on your own files; then evaluate and report.
+    """Train on the embedded world, then evaluate and report; or with --data tune a checkpoint on your own files.
 
     An interrupted run continues where it stopped when the same command is given again.
     """
@@ -99,13 +99,13 @@ def _finetune(init, data, media, training, epochs, folder, skip_broken, device):
 
 def _evaluate_and_report(folder: Path, recipe, device: str | None):
     from minivllava.data.build import build_world
-    from minivllava.evaluation.evaluate import evaluate_world
+    from minivllava.evaluation.evaluate import evaluate_world, known_results
     from minivllava.report import write_report
 
     world = build_world(recipe.world)
-    results = evaluate_world(load_model(str(folder / "model"), device, "float32"), world, folder / "evaluation.json")
-    print_results(results)
-    if "test" in results["tables"]:
+    model, file = load_model(str(folder / "model"), device, "float32"), folder / "evaluation.json"
+    print_results(known_results(model, world, file) or evaluate_world(model, world, file))
+    if recipe.world.test:
         print(f"The report: {write_report(folder)}")
 
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from minivllava.chat import answer_prompts
+from minivllava.data.cache import weights_fingerprint
 from minivllava.data.conversation import PLACEHOLDERS, encode_conversation, placeholders, template
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import ConfigError, DataError
 from minivllava.files import write_json
+from minivllava.models.storage import read_card
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -162,10 +164,10 @@ def table(views: dict[str, Sequence[dict]]) -> list[dict]:
 
 
 def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None = None) -> dict:
-    """All views of the test split, and those without clips' frames of the compositional one.
+    """All views of the test split and of the compositional one.
 
-    Returns `tables` and `predictions` by split, without a split of no records, and `made_with`; writes the same to
-    `out` (JSON). `world` is a folder that `build_world` made.
+    Returns `tables` and `predictions` by split, without a split of no records, `of` (a hash of the weights, and the
+    world's name) and `made_with`; writes the same to `out` (JSON). `world` is a folder that `build_world` made.
     """
     world = Path(world)
     training = load_records(world / "stage2.json")
@@ -174,19 +176,28 @@ def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None 
         if not json.loads((world / f"{split}.json").read_text(encoding="utf-8")):
             continue
         records = load_records(world / f"{split}.json")
-        views = {"model": evaluate(model, records)}
-        if split == "test":
-            clips = records.filter(lambda row: bool(row["videos"]))
-            views |= {view: evaluate(model, clips, view) for view in ("shuffled frames", "single frame")}
-        predictions[split] = views | {
-            "blind": evaluate(model, records, "blind"),
-            "majority": majority(records, training),
-        }
+        clips = records.filter(lambda row: bool(row["videos"]))
+        asked = {"model": records, "shuffled frames": clips, "single frame": clips, "blind": records}
+        predictions[split] = {view: evaluate(model, some, view) for view, some in asked.items()}
+        predictions[split]["majority"] = majority(records, training)
     results = {
         "tables": {split: table(views) for split, views in predictions.items()},
         "predictions": predictions,
+        "of": _subject(model, world),
         "made_with": environment(),
     }
     if out is not None:
         write_json(out, results)
     return results
+
+
+def known_results(model: VideoLLaVA, world: str | Path, file: str | Path) -> dict | None:
+    """What `evaluate_world` wrote to `file`, where it is of these weights and of this world."""
+    if not Path(file).is_file():
+        return None
+    known = read_card(Path(file), "delete it, to evaluate anew")
+    return known if known.get("of") == _subject(model, world) else None
+
+
+def _subject(model: VideoLLaVA, world: str | Path) -> dict:
+    return {"weights": weights_fingerprint(model), "world": Path(world).name}

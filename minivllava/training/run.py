@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -279,7 +279,12 @@ def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: Lang
         if hasattr(part, "vocab_size"):
             wanted = replace(wanted, vocab_size=part.vocab_size)
         if part != wanted:
-            raise ConfigError(f"The {name} part is {part}, and the preset wants {wanted}: use the parts' own preset.")
+            values = ((f.name, getattr(part, f.name), getattr(wanted, f.name, None)) for f in fields(part))
+            unlike = "; ".join(f"{field} {is_!r}, not {should!r}" for field, is_, should in values if is_ != should)
+            raise ConfigError(
+                f"The {name} encoder or model that is there is not the preset's ({unlike}): choose the preset that the "
+                "parts were made with, parts of this preset (--init), or --from-scratch, which makes them."
+            )
 
 
 def _stages(model: VideoLLaVA, preset: Preset, world: Path, run: Run, **options) -> VideoLLaVA:
