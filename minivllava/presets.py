@@ -49,11 +49,11 @@ def _demo() -> Preset:
         tiny,
         name="demo",
         world=WorldConfig(
-            images=9_000, clips=4_000, align_images=0, align_clips=0, text_documents=0,
+            images=12_000, clips=3_000, align_images=0, align_clips=0, text_documents=0,
             validation=0, test=100, compositional=60,
         ),
         stage1=with_changes(tiny.stage1, steps=150),
-        stage2=with_changes(tiny.stage2, steps=1250, accumulation=4),
+        stage2=with_changes(tiny.stage2, steps=1500, accumulation=4),
         pictures_first=0.0,
     )  # fmt: skip
 
