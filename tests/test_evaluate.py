@@ -2,11 +2,13 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_vllava, write_records
 
+from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import CheckpointError, ConfigError, DataError
 from minivllava.evaluation.evaluate import (
@@ -20,6 +22,7 @@ from minivllava.evaluation.evaluate import (
     normalised,
     table,
 )
+from minivllava.models.checkpoint import load_vllava
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,17 @@ def test_results_are_known_of_the_same_weights_and_world_alone(model, tmp_path):
     file.write_text("{")
     with pytest.raises(CheckpointError, match=r"evaluation\.json .*delete it"):
         known_results(model, tmp_path, file)
+
+
+def test_the_shipped_evaluation_is_of_the_shipped_weights_and_in_the_readme():
+    root = Path(__file__).parents[1]
+    known = json.loads((root / "data/pretrained/evaluation.json").read_text())
+    assert known["of"]["weights"] == weights_fingerprint(load_vllava(root / "data/pretrained/tiny"))
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for rows in known["exact match"].values():
+        for row in rows:
+            if row["type"] == "all":
+                assert f"| {row['n']} | **{100 * row['model']:.1f}** |" in readme
 
 
 def test_batches_give_the_answers_of_single_questions(model, records):
