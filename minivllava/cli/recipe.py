@@ -32,8 +32,8 @@ def recipe(
 ):
     """Train both stages on real data, from published encoders and a published language model.
 
-    That files are there is checked first; that each decodes, which takes hours for a million, by
-    `minivllava data --inspect FILE.json --media ROOT`. A broken file stops the run, which then continues once it is mended.
+    That files are there is checked first; that each decodes, by `minivllava data --inspect FILE.json --media ROOT`. A
+    broken file stops the run, which continues once it is mended.
 
     Example: minivllava recipe smol --root /data/video-llava --skip-missing
     """
