@@ -240,6 +240,15 @@ def test_inspecting_broken_media_ends_with_2(run, model):
     assert code == 2 and "1 broken files" in out and "red.png" in out
 
 
+def test_evaluations_of_two_runs_have_two_files(run, model, monkeypatch):
+    monkeypatch.setattr("minivllava.data.build.build_world", lambda *_: None)
+    monkeypatch.setattr("minivllava.evaluation.evaluate.evaluate_world", lambda *_: {"tables": {}})
+    for name in ("one", "two"):
+        shutil.copytree(model, f"runs/{name}/model")
+        code, out, err = run("evaluate", f"runs/{name}/model", "--device", "cpu")
+        assert code == 0 and f"runs/evaluations/{name}.json" in out, err
+
+
 def test_parts_of_another_preset(refused):
     parts = Path(__file__).parents[1] / "data/pretrained/parts"
     words = ["image", "width 128, not 384", "--init", "--from-scratch"]

@@ -65,8 +65,9 @@ def evaluate(
             "--judge, --limit, --temperature, --max-new-tokens and --skip-broken go with --benchmark: the world's "
             "questions are answered greedily, all of them."
         )
+    from minivllava.evaluation.benchmark_run import model_name, run_benchmark
+
     if benchmark is not None:
-        from minivllava.evaluation.benchmark_run import model_name, run_benchmark
         from minivllava.evaluation.benchmarks import benchmark as named_benchmark
 
         chosen = named_benchmark(benchmark)
@@ -86,7 +87,7 @@ def evaluate(
 
     model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once
     world = build_world(evaluation_only(override(named_preset(preset), *change).world))
-    out = out or RUNS / "evaluations" / f"{checkpoint.resolve().name}.json"
+    out = out or RUNS / "evaluations" / f"{model_name(checkpoint)}.json"
     print_results(evaluate_world(model, world, out))
     print(f"All answers: {out}")
 

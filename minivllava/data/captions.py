@@ -13,9 +13,14 @@ def name(thing: Thing) -> str:
     return f"{thing.colour} {thing.shape}"
 
 
+def sized_name(thing: Thing) -> str:
+    """Size, colour and shape: "small red circle"; what grows or shrinks has no size."""
+    return name(thing) if thing.scales else f"{thing.size} {name(thing)}"
+
+
 def full_name(thing: Thing) -> str:
-    """Article, size, colour and shape: "a small red circle"; what grows or shrinks has no size."""
-    return with_article(name(thing) if thing.scales else f"{thing.size} {name(thing)}")
+    """The same with its article: "a small red circle"."""
+    return with_article(sized_name(thing))
 
 
 def with_article(noun: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minivllava.data.captions import at_place, caption, full_name, joined, name, with_article
+from minivllava.data.captions import at_place, caption, full_name, joined, name, sized_name, with_article
 from minivllava.data.dialogue import turns
 from minivllava.data.questions import QUESTIONS, Turn, describe, pick, plural, shuffled
 from minivllava.data.world import ACTIONS, COLOURS, SHAPES, Scene, Thing, draw_scene
@@ -84,9 +84,8 @@ def _listed(scene: Scene, rng: np.random.Generator) -> str:
     """ "top, blinks first: small red circle. left: large blue ring." All of a thing is known at its last word."""
     lines = []
     for thing in shuffled(rng, scene.things):
-        acts = " ".join(filter(None, (thing.motion, _turn_word(scene, thing)))) if scene.is_clip else ""
-        noun = name(thing) if thing.scales else f"{thing.size} {name(thing)}"
-        lines.append(f"{', '.join(filter(None, (thing.place, acts)))}: {noun}.")
+        facts = filter(None, (thing.place, _motion(scene, thing)))
+        lines.append(f"{', '.join(facts)}: {sized_name(thing)}.")
     return " ".join(lines)
 
 
@@ -109,12 +108,14 @@ def _turn_word(scene: Scene, thing: Thing) -> str | None:
     return thing.phase if len(scene.events) == 2 and thing.acts else None
 
 
+def _motion(scene: Scene, thing: Thing) -> str | None:
+    """What it does in a clip, and when: "blinks first"."""
+    return " ".join(filter(None, (thing.motion, _turn_word(scene, thing)))) if scene.is_clip else None
+
+
 def _facts(scene: Scene, thing: Thing, rng: np.random.Generator) -> tuple[str, ...]:
-    motion = thing.motion if scene.is_clip else None
-    if motion and _turn_word(scene, thing):
-        motion = f"{motion} {_turn_word(scene, thing)}"
     size = None if thing.scales else thing.size
-    return shuffled(rng, [fact for fact in (thing.colour, size, thing.place, motion) if fact])
+    return shuffled(rng, [fact for fact in (thing.colour, size, thing.place, _motion(scene, thing)) if fact])
 
 
 def _sentences(scene: Scene, thing: Thing) -> str:
@@ -123,7 +124,7 @@ def _sentences(scene: Scene, thing: Thing) -> str:
     if thing.place:
         sentences.append(f"It is {at_place(thing.place)}.")
     if scene.is_clip:
-        sentences.append(" ".join(filter(None, ("It", thing.motion, _turn_word(scene, thing)))) + ".")
+        sentences.append(f"It {_motion(scene, thing)}.")
     return " ".join(sentences)
 
 

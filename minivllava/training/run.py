@@ -139,7 +139,7 @@ def train_video_llava(
     start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
     run = Run(folder, {"preset": to_dict(preset), "start": start, "weights": weights})
     if more_text or not language:
-        language = load_language(_train_language(preset, world, run, language, **options))
+        language = load_language(_train_language(preset, world, run, start=language, **options))
     language, tokenizer = language
     bound, _ = bound or load_languagebind(_train_languagebind(preset, tokenizer, world, run, **options))
     config = replace(preset.model, text=bound.config.text, language=language.config)
