@@ -317,6 +317,7 @@ class TrainingConfig:
     lora_alpha: int = 256
     lora_dropout: float = 0.05
     recomputed_layers: int = 0  # of the decoder, from the first on: activation checkpointing
+    recompute_elementwise: bool = False  # in its other layers, all but matrix products and attention
 
 
 @dataclass(frozen=True)

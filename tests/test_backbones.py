@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -276,16 +277,24 @@ def test_recomputed_layers_train_the_same_model(kind, rank, tmp_path):
     if rank:
         pytest.importorskip("peft")
     records, trained, seen = load_records(write_records(tmp_path)), [], []
-    for layers in (0, 2):
+    for layers, elementwise in ((0, False), (2, False), (1, True)):
         model = tiny_vllava() if kind == "ours" else foreign_vllava(tmp_path, kind)
         model.language_model.register_forward_pre_hook(lambda module, _: seen.append(module.recomputed_layers))
-        recipe = training(recomputed_layers=layers, lora_rank=rank, lora_dropout=0.0)
-        stage2(model, records, recipe, tmp_path / str(layers), device="cpu", progress=False)
+        recipe = training(recomputed_layers=layers, recompute_elementwise=elementwise, lora_rank=rank, lora_dropout=0.0)
+        run = partial(stage2, model, records, recipe, tmp_path / f"{layers}", device="cpu", progress=False)
+        if elementwise and kind != "ours":
+            with pytest.raises(ConfigError, match="recompute_elementwise.*use recomputed_layers"):
+                run()
+            continue
+        run()
         trained.append(model.state_dict())
-        assert set(seen) == {layers} and model.language_model.recomputed_layers == 0, "in training alone"
+        assert model.language_model.recomputed_layers == 0 and not model.language_model.recompute_elementwise
+        if kind == "ours":
+            assert set(seen) == {layers}
         seen.clear()
-    for name, weight in trained[0].items():
-        torch.testing.assert_close(trained[1][name], weight, rtol=0, atol=1e-6, msg=name)
+    for other in trained[1:]:
+        for name, weight in trained[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-6, msg=name)
 
 
 # LoRA

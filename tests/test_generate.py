@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 from tiny import tiny_config, tiny_vllava, write_records
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+import minivllava.models.decoding as decoding
 import minivllava.models.generate as generation
+import minivllava.models.kv_cache as kv_cache
 import minivllava.models.language as language
 from minivllava.chat import Conversation, chat_batch
 from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaError
@@ -99,7 +102,7 @@ def test_fixed_shapes_give_the_same_answers(monkeypatch):
         shapes.add((tuple(x.shape), tuple(cache.keys.shape), tuple(cache.mask.shape)))
         return DecoderLayer.__call__(self, x, cos, sin, cache)
 
-    monkeypatch.setattr(language, "compiled_layer", lambda: layer)
+    monkeypatch.setattr(language, "compiled_layer", lambda one_token: layer if one_token else DecoderLayer.__call__)
     assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=30, compiled=True) == expected
     assert len(shapes) == 1, "all steps and layers have one shape"
 
@@ -107,14 +110,84 @@ def test_fixed_shapes_give_the_same_answers(monkeypatch):
 def test_one_compiled_layer_serves_all(monkeypatch):
     from torch._dynamo.testing import CompileCounter
 
-    counter = CompileCounter()
-    compiled = torch.compile(DecoderLayer.forward, backend=counter, fullgraph=True)
-    monkeypatch.setattr(language, "compiled_layer", lambda: compiled)
+    steps, prompts_of = CompileCounter(), CompileCounter()
+    compiled = {
+        True: torch.compile(DecoderLayer.forward, backend=steps, fullgraph=True),
+        False: torch.compile(DecoderLayer.forward, backend=prompts_of, fullgraph=True, dynamic=True),
+    }
+    monkeypatch.setattr(language, "compiled_layer", lambda one_token: compiled[one_token])
     model, prompts = language_model(layers=3), batch()
-    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=12)
-    for _ in range(2):
-        assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=12, compiled=True) == expected
-    assert counter.frame_count == 1
+    compilations = []
+    for shorter in (0, 1, 13):
+        lengths, given = (LENGTHS - shorter).clamp(min=1), prompts[:, : 60 - shorter].contiguous()
+        expected = generate(model, given, lengths, stop=(), max_new_tokens=12)
+        assert generate(model, given, lengths, stop=(), max_new_tokens=12, compiled=True) == expected
+        compilations.append((steps.frame_count, prompts_of.frame_count))
+    assert compilations[0][0] == 1 and len(set(compilations)) == 1, "later prompts of any length need no more"
+
+
+class Replayed:
+    """A `Recording` without a GPU: it computes the step anew, from the same memory into the same memory."""
+
+    made = 0
+
+    def __init__(self, step, positions, weights):
+        Replayed.made += 1
+        self.step, self.weights = step, weights
+        self.tokens, self.positions = torch.zeros_like(positions), positions.clone()
+        self.logits = step(self.tokens, self.positions)
+
+    def replay(self):
+        self.logits.copy_(self.step(self.tokens, self.positions))
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> type[Replayed]:
+    monkeypatch.setattr(decoding, "RECORDED", {"cpu"})
+    monkeypatch.setattr(decoding, "Recording", Replayed)
+    monkeypatch.setattr(Replayed, "made", 0)
+    return Replayed
+
+
+def test_recorded_steps_serve_later_answers(recorded, monkeypatch):
+    model, prompts = language_model(), batch()
+    asked = [(prompts, LENGTHS), (prompts.flip(0), LENGTHS.flip(0)), (prompts[:, :33], LENGTHS.clamp(max=33))]
+    with monkeypatch.context() as plain:
+        plain.setattr(decoding, "RECORDED", set())
+        expected = [generate(model, *given, stop=(), max_new_tokens=40) for given in asked]
+    assert [generate(model, *given, stop=(), max_new_tokens=40) for given in asked] == expected
+    assert recorded.made == 1, "as many rows, and room enough"
+    generate(model, prompts[:2], LENGTHS[:2], stop=(), max_new_tokens=40)
+    assert recorded.made == 2, "other rows, another cache"
+    generate(model, *asked[0], stop=(), max_new_tokens=4)
+    assert recorded.made == 2, "short answers are not worth it"
+
+    def other(*_):  # while one answer is being made, another one begins
+        nested.append(generate(model, *asked[1], stop=(), max_new_tokens=20))
+
+    nested: list = []
+    assert generate(model, *asked[0], stop=(), max_new_tokens=40, on_token=other) == expected[0]
+    assert all(answers == [row[:20] for row in expected[1]] for answers in nested) and len(nested) == 40
+
+
+def test_a_recording_is_made_anew_where_the_weights_lie_elsewhere(recorded):
+    model, prompts = language_model(), batch()
+    generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    model.head.weight = torch.nn.Parameter(-model.head.weight)
+    expected = without_cache(model, prompts[0, :4], (), 20)
+    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)[0] == expected
+    assert recorded.made == 2
+    model.train()
+    assert model not in kv_cache._kept, "training needs the memory"
+
+
+def test_a_kept_cache_is_as_good_as_new(recorded):
+    """What an answer left there is no longer seen, not even a number that is none."""
+    model, prompts = language_model(), batch()
+    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    broken = torch.full_like(prompts, float("nan"))
+    generate(model, broken, LENGTHS, stop=(), max_new_tokens=20)
+    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20) == expected and recorded.made == 1
 
 
 @pytest.mark.gpu
@@ -123,8 +196,10 @@ def test_one_compiled_layer_serves_all(monkeypatch):
 def test_recorded_steps_give_the_same_answers_on_a_gpu(compiled):
     model, prompts = language_model(), batch()
     expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=40)
-    answers = generate(model.cuda(), prompts.cuda(), LENGTHS.cuda(), (), max_new_tokens=40, compiled=compiled)
-    assert answers == expected
+    model.cuda()
+    for _ in range(2):  # recorded, and replayed from the beginning
+        answers = generate(model, prompts.cuda(), LENGTHS.cuda(), (), max_new_tokens=40, compiled=compiled)
+        assert answers == expected
 
 
 def test_a_prompt_that_fills_the_context_is_an_error_not_an_empty_answer():
@@ -166,6 +241,25 @@ def test_recomputed_layers_give_the_same_gradients(layers):
     with torch.no_grad():
         model(x)
     assert calls == [4, 4 if layers > 1 else 3], "nothing is computed twice where no gradient is wanted"
+
+
+def test_recomputing_what_is_elementwise_keeps_products_and_gradients():
+    model = language_model().train()
+    x = torch.randn(2, 9, 32, requires_grad=True)
+
+    def run(layers: int, elementwise: bool) -> tuple[int, list[torch.Tensor]]:
+        model.recomputed_layers, model.recompute_elementwise = layers, elementwise
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            model.logits(model(x)).square().sum().backward()
+        return counter.get_total_flops(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    (least, usual), (same, selective), (mixed, both), (most, _) = (
+        run(0, False), run(0, True), run(1, True), run(2, False),
+    )  # fmt: skip
+    assert least == same < mixed < most, "no product is computed twice, but in layers that are recomputed as a whole"
+    for gradients in (selective, both):
+        torch.testing.assert_close(gradients, usual, rtol=0, atol=0)
 
 
 # conversations

@@ -4,8 +4,10 @@ A cell says what it took (`ms`), how that compares with the peer (`ratio`), and 
 could do at best: of arithmetic the share of the data sheet's operations (MFU), of decoding the share of the steps
 that the memory's bandwidth allows, since each step must read all of the decoder's weights and its cache.
 
-Both train in one dtype, weights, gradients and AdamW's moments alike; both compute the decoder's activations again in
-the backward pass. Neither holds for a real run, which keeps a float32 copy on several GPUs; it is the same for both.
+Both train in one dtype, weights, gradients and AdamW's moments alike. That does not hold for a real run, which keeps
+a float32 copy on several GPUs; it is the same for both. Activations that the device has no room for are computed again
+in the backward pass: of the peer those of all layers, since it knows all or none; of ours those of as few layers as
+fit, and elementwise ones (`LanguageModel.recompute_elementwise`).
 """
 
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product
 from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
+from minivllava.models.language import LanguageModel
 from minivllava.models.memory import require_memory
 from minivllava.models.pretrained import recompute
 from minivllava.models.vllava import VideoLLaVA
@@ -41,6 +44,7 @@ from minivllava.training.language import only
 STATES = 4  # numbers for each weight in stage 2: itself, its gradient and AdamW's two moments
 TRAINING_BATCH = {1: 8, 2: 4}  # conversations in a step of each stage
 ANSWERING_BATCHES = (1, 8)
+FILLED = 0.9  # share of the device's memory that a training step may take
 
 
 def run_gpu_bench(
@@ -145,19 +149,22 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     only(model, model.projector, *([model.language_model] if stage == 2 else []))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=x.ids.is_cuda)
+    decoder = model.language_model
     model.train()
-    model.language_model.recomputed_layers = model.config.language.layers
     peer.train()
     recompute(peer)
+    decoder.recompute_elementwise = True
     runs = {name: partial(_step, contestant, x, optimizer) for name, contestant in (
         (OURS, Ours(model)), (THEIRS, Theirs(peer)),
     )}  # fmt: skip
+    decoder.recomputed_layers = _fewest_recomputed(decoder, runs[OURS], x.ids.device)
     memory = {name: _peak_memory(run, x.ids.device) for name, run in runs.items()}
     seconds = in_turns(runs, rounds, x.ids.device)
     model.eval()
     peer.eval()
-    model.language_model.recomputed_layers = 0
     row = {"cell": f"stage {stage}, step", "batch": batch, **ratios(seconds)}
+    row["recomputed layers"] = {OURS: decoder.recomputed_layers, THEIRS: len(decoder.layers)}
+    decoder.recomputed_layers, decoder.recompute_elementwise = 0, False
     work = batch * training_work(model.config, model.config.video.frames, WORDS, LEARNED, stage)
     row["tokens/s"] = {name: x.ids.numel() / median(times) for name, times in seconds.items()}
     row["MFU"] = {name: work / median(times) / peak for name, times in seconds.items()}
@@ -169,6 +176,20 @@ def _step(contestant: Ours | Theirs, x: Inputs, optimizer: torch.optim.Optimizer
     contestant.loss(x).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def _fewest_recomputed(decoder: LanguageModel, run: Callable, device: torch.device) -> int:
+    """How few layers may keep nothing, by what steps take with all of them and with some; where memory cannot be
+    told, all."""
+    layers, some = len(decoder.layers), max(0, len(decoder.layers) - 4)
+    decoder.recomputed_layers = layers
+    least = _peak_memory(run, device)
+    if least is None:
+        return layers
+    decoder.recomputed_layers = some
+    layer = (_peak_memory(run, device) - least) / (layers - some)
+    room = FILLED * torch.cuda.mem_get_info(device)[1] / 2**30 - least
+    return layers - min(layers, max(0, int(room / layer)))
 
 
 def _peak_memory(run: Callable, device: torch.device) -> float | None:

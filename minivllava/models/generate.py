@@ -1,24 +1,16 @@
-"""Answering: prefill the prompts once, then one token at a time from the KV cache.
-
-On a CUDA GPU a step's shapes are fixed, so that its kernels are recorded once and then replayed as one CUDA graph:
-launching them one by one from Python takes longer than the GPU needs to run them. `compiled` adds torch.compile,
-which fuses the kernels of a layer; compiling takes long, so it is for long answers and many of them. On a CPU it
-is not worth its time at the sizes that a CPU can run.
-"""
+"""Answering: prefill the prompts once, then one token at a time from the KV cache."""
 
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minivllava.errors import ConfigError, ContextLengthError
-from minivllava.models.kv_cache import KVCache
+from minivllava.models.decoding import Decoder
+from minivllava.models.kv_cache import KVCache, keep, new_or_kept
 from minivllava.models.language import LanguageModel
 
-AHEAD = {"cuda": 8}  # tokens that a device makes before the CPU looks at them: each look makes it wait
-WORTH_RECORDING = 16  # tokens from which on a CUDA graph is recorded
+AHEAD = {"cuda": 8}  # tokens between two looks at what was generated: each look makes the GPU wait for the CPU
 
 
 @torch.inference_mode()
@@ -42,7 +34,7 @@ def generate(
     Returns the new ids of each row, without the stop token. A row ends when it has `max_new_tokens` or fills the
     context; what it answers does not depend on the other rows. `on_token` sees each step's ids (b,), -1 for rows
     that are done. cache: of earlier turns, whose first `known` positions the prompts go on from; it must have room
-    for prompts, padding included, and answers. compiled: see above.
+    for prompts, padding included, and answers. compiled: torch.compile, see `decoding`.
 
     Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError for max_new_tokens < 1
     and a temperature below 0.
@@ -63,15 +55,16 @@ def generate(
     batch, width = prompts.shape[:2]
     rooms = [min(max_new_tokens, context - end) for end in ends]
     end = max(end + room for end, room in zip(ends, rooms, strict=True))
-    if cache is None:
-        cache = language_model.new_cache(batch, max(width, _rounded(end)), like=prompts)
+    own = cache is None
+    if own:
+        cache = new_or_kept(language_model, batch, max(width, end), like=prompts)
     positions = None
     if known:
         positions = (known + torch.arange(width, device=prompts.device)).expand(batch, -1)
-    hidden = language_model(prompts, positions, cache)
+    hidden = language_model(prompts, positions, cache, compiled=compiled)
     lengths = lengths.to(prompts.device)
     logits = language_model.logits(hidden[torch.arange(batch, device=prompts.device), lengths - 1])
-    decoder = _Decoder(language_model, cache, (known + lengths)[:, None], end, max(rooms), compiled)
+    decoder = Decoder(language_model, cache, (known + lengths)[:, None], end, max(rooms), compiled)
     rows, unread, ahead = _Rows(rooms, stop, on_token), [], AHEAD.get(prompts.device.type, 1)
     for step in range(1, max(rooms) + 1):
         tokens = choose(logits, temperature, top_p, generator)
@@ -82,62 +75,9 @@ def generate(
             unread.clear()
         if step < max(rooms):
             logits = decoder(tokens)
+    if own:
+        keep(language_model, cache)
     return rows.answers
-
-
-def _rounded(positions: int) -> int:
-    """Room for so many positions, in few different sizes: what is compiled for a size serves again."""
-    return -(-positions // 64) * 64
-
-
-class _Decoder:
-    """Reads one token of each row, (b,), and gives the logits of the next, (b, v)."""
-
-    def __init__(self, language_model: LanguageModel, cache, positions: Tensor, end: int, steps: int, compiled: bool):
-        ours = isinstance(cache, KVCache)
-        if compiled and not ours:
-            raise ConfigError("compiled: only this package's own decoder can be; leave it out for another one.")
-        self.language_model, self.cache, self.options = language_model, cache, {"compiled": True} if compiled else {}
-        self.tokens, self.positions = torch.zeros_like(positions), positions  # (b, 1), written in place
-        self.last = end - 1
-        self.recorded = ours and positions.is_cuda and steps >= WORTH_RECORDING
-        if self.recorded or compiled:
-            self.cache = cache.first(min(cache.size, _rounded(end)))
-        self.graph, self.logits = None, None
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        self.tokens.copy_(tokens[:, None])
-        if not self.recorded:
-            self.logits = self.step()
-        else:
-            if self.graph is None:
-                self.record()
-            self.graph.replay()
-        self.positions.add_(1).clamp_(max=self.last)  # a row that is done runs on until all are
-        return self.logits
-
-    def step(self) -> Tensor:
-        # of a single row: on a GPU what torch.compile makes of the formula is faster than a fused kernel; for several
-        # rows it would copy the cache first
-        formula = self.options and self.positions.is_cuda and len(self.tokens) == 1
-        with sdpa_kernel(SDPBackend.MATH) if formula else nullcontext():
-            embedded = self.language_model.embed(self.tokens)
-            hidden = self.language_model(embedded, self.positions, self.cache, **self.options)
-        return self.language_model.logits(hidden[:, 0])
-
-    def record(self):
-        """Records the kernels of a step. The steps before that let libraries set up what they must not set up while
-        being recorded; all write the same keys and values to the same place."""
-        with torch.cuda.device(self.positions.device):
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(2):
-                    self.step()
-            torch.cuda.current_stream().wait_stream(aside)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.logits = self.step()
 
 
 class _Rows:

@@ -1,10 +1,11 @@
 """The KV cache: keys and values of all positions so far, so that a new token attends without computing them again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minivllava.config import LanguageConfig
 from minivllava.models.rotary import rotary_angles
@@ -16,7 +17,8 @@ class LayerCache(NamedTuple):
     keys: Tensor  # (b, k, s, e), of the positions that attention reads
     values: Tensor
     places: slice | Tensor  # where the new positions go: the same in all rows, or (b, k, s, e)
-    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: each sees itself and all before it
+    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: all that is read is seen, or
+    causal: bool  # each new position sees itself and those before it
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values (b, k, s, e); returns all there are to attend to."""
@@ -39,6 +41,7 @@ class KVCache:
     values: Tensor
     angles: tuple[Tensor, Tensor]  # cos and sin of every position, (s, e) each
     used: int = 0  # positions 0 .. used - 1 may hold something; attention reads no further
+    recordings: dict = field(default_factory=dict)  # decoding steps that run on this memory: see `decoding`
 
     @classmethod
     def empty(cls, config: LanguageConfig, batch: int, size: int, like: Tensor) -> "KVCache":
@@ -51,6 +54,18 @@ class KVCache:
     @property
     def size(self) -> int:
         return self.keys.shape[3]
+
+    @property
+    def kind(self) -> tuple:
+        """Rows, positions, dtype and device."""
+        return self.keys.shape[1], self.size, self.keys.dtype, self.keys.device
+
+    def clear(self) -> "KVCache":
+        """Empties it, in place. What it held could otherwise spoil what follows, masked as it is: 0 * NaN is NaN."""
+        self.keys.zero_()
+        self.values.zero_()
+        self.used = 0
+        return self
 
     def first(self, size: int) -> "KVCache":
         """The same memory up to position size - 1, read as a whole: every step then has the same shapes, and nobody
@@ -65,12 +80,12 @@ class KVCache:
 
     def begin(self, positions: Tensor | None, length: int) -> list[LayerCache]:
         """Each layer's share, for new positions (b, s); None: `length` of them from 0 on, as if it was empty."""
-        places, mask = slice(0, length), None
+        places, mask, causal = slice(0, length), None, True
         if positions is None:
             self.used = length
         else:
             first, last = self._range(positions)
-            self.used = max(self.used, last + 1)
+            self.used, causal = max(self.used, last + 1), False
             if length == 1 and first == self.used - 1:  # the end of all rows
                 places = slice(first, first + 1)
             else:
@@ -78,10 +93,39 @@ class KVCache:
                 unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
                 mask = self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
         layers = (stored[:, :, :, : self.used].unbind() for stored in (self.keys, self.values))
-        return [LayerCache(keys, values, places, mask) for keys, values in zip(*layers, strict=True)]
+        return [LayerCache(keys, values, places, mask, causal) for keys, values in zip(*layers, strict=True)]
 
     def _range(self, positions: Tensor) -> tuple[int, int]:
         """The first and the last of the positions; in a full cache they may be any, and the device is not asked."""
         if self.used == self.size:
             return 0, self.size - 1
         return tuple(int(position) for position in positions.aminmax())
+
+
+ROOM = 256  # positions: caches have multiples of it, so that answers of about one length can use one in turn
+
+_kept: WeakKeyDictionary[nn.Module, KVCache] = WeakKeyDictionary()  # by language model
+
+
+def room_for(positions: int) -> int:
+    """The size of a cache for so many positions."""
+    return -(-positions // ROOM) * ROOM
+
+
+def new_or_kept(language_model: nn.Module, batch: int, positions: int, like: Tensor):
+    """An empty cache for so many rows and positions: the one that `keep` kept, if it is of that size."""
+    size, kept = room_for(positions), _kept.get(language_model)
+    if kept is None or kept.kind != (batch, size, like.dtype, like.device):
+        return language_model.new_cache(batch, size, like)
+    return _kept.pop(language_model).clear()  # nobody else may get it meanwhile
+
+
+def keep(language_model: nn.Module, cache):
+    """Keeps a cache that its answer has no more need of, if steps were recorded on it; it replaces the last one."""
+    if isinstance(cache, KVCache) and cache.recordings:
+        _kept[language_model] = cache
+
+
+def release(language_model: nn.Module):
+    """Frees the memory of the cache that was kept."""
+    _kept.pop(language_model, None)

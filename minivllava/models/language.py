@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from minivllava.config import LanguageConfig
-from minivllava.models.kv_cache import KVCache, LayerCache
+from minivllava.models.kv_cache import KVCache, LayerCache, release
 from minivllava.models.layers import attention_weights
 from minivllava.models.rotary import rotary_angles, rotate
 
@@ -57,14 +57,13 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
         query, key, value = self.split(x, cos, sin)
-        mask = None
+        mask, causal = None, True
         if cache is not None:
             key, value = cache.update(key, value)
-            mask = cache.mask
+            mask, causal = cache.mask, cache.causal
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None and query.shape[2] > 1,
-            enable_gqa=self.kv_heads < self.heads,
-        )  # fmt: skip
+            query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads < self.heads
+        )
         return self.output(rearrange(mixed, "b k s e -> (b s) (k e)"))
 
     def weights(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -103,10 +102,24 @@ class DecoderLayer(nn.Module):
 
 
 @functools.cache
-def compiled_layer() -> Callable:
-    """`DecoderLayer.forward` through torch.compile; all layers share what is compiled for a shape."""
+def compiled_layer(one_token: bool) -> Callable:
+    """`DecoderLayer.forward` through torch.compile, for steps of one token or for prompts of any length; all layers
+    share what is compiled."""
+    if not one_token:
+        return torch.compile(DecoderLayer.forward, dynamic=True)
     # the tuning pays for products with a single row, which then read their weights at the memory's full speed
     return torch.compile(DecoderLayer.forward, options={"coordinate_descent_tuning": True})
+
+
+# what costs most of a layer's time, by the names that PyTorch dispatches; everything else is elementwise
+PRODUCTS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
 
 
 class LanguageModel(nn.Module):
@@ -115,12 +128,15 @@ class LanguageModel(nn.Module):
     Without a cache, attention is causal over the s positions, so right-padding needs no mask: no real token
     can see it. With a cache, a query at position p sees what its row has stored at positions 0 .. p.
 
-    recomputed_layers: in training, the first so many layers keep none of their activations; the backward pass
-    computes them again (activation checkpointing). All but the layers' inputs is saved: 7B then trains in the
-    memory of its weights, gradients and optimiser, for a third more arithmetic. Gradients stay the same.
+    Activation checkpointing, in training: what a layer does not keep, the backward pass computes again.
+    recomputed_layers: the first so many layers keep their input alone. 7B then trains in the memory of its weights,
+    gradients and optimiser, for a third more arithmetic. recompute_elementwise: the other layers keep the results of
+    their matrix products and of attention, but no norms, rotations and activations, which are half of the memory and
+    little of the time (selective recomputation, arXiv 2205.05198). Gradients stay the same.
     """
 
     recomputed_layers = 0
+    recompute_elementwise = False
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -180,14 +196,17 @@ class LanguageModel(nn.Module):
             head_width = self.config.width // self.config.heads
             angles = rotary_angles(positions, head_width, self.config.rope_theta, self.config.rope_scaling)
             cos, sin = (values.to(embeddings.dtype) for values in angles)
-        recomputed = self.recomputed_layers if torch.is_grad_enabled() and cache is None else 0
-        run = compiled_layer() if compiled else DecoderLayer.__call__
+        run = compiled_layer(one_token=length == 1) if compiled else DecoderLayer.__call__
+        training = torch.is_grad_enabled() and cache is None
         x = rearrange(embeddings, "b s d -> (b s) d")  # to all but attention, each token is alone
         for number, (layer, layer_cache) in enumerate(zip(self.layers, caches, strict=True)):
             if attention is not None:
                 attention.append(layer.attention.weights(layer.attention_norm(x), cos, sin))
-            if number < recomputed:
+            if training and number < self.recomputed_layers:
                 x = checkpoint(run, layer, x, cos, sin, use_reentrant=False)
+            elif training and self.recompute_elementwise:
+                keep_products = functools.partial(create_selective_checkpoint_contexts, PRODUCTS)
+                x = checkpoint(run, layer, x, cos, sin, use_reentrant=False, context_fn=keep_products)
             else:
                 x = run(layer, x, cos, sin, layer_cache)
         return rearrange(self.norm(x), "(b s) d -> b s d", s=length)
@@ -195,6 +214,12 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., v)."""
         return self.head(hidden)
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        """Training needs the memory of the cache that the last answer left."""
+        if mode:
+            release(self)
+        return super().train(mode)
 
     def new_cache(self, batch: int, size: int, like: Tensor) -> KVCache:
         """An empty cache of `batch` rows and positions 0 .. size - 1, of the dtype and on the device of `like`."""

@@ -87,6 +87,15 @@ class PretrainedLanguageModel(nn.Module):
         recompute(self.model, layers > 0)
 
     @property
+    def recompute_elementwise(self) -> bool:
+        return False
+
+    @recompute_elementwise.setter
+    def recompute_elementwise(self, on: bool):
+        if on:
+            raise ConfigError("recompute_elementwise: only this package's own decoder can; use recomputed_layers.")
+
+    @property
     def inner(self) -> nn.Module:
         """The model below its head."""
         return self.model.base_model
@@ -114,12 +123,15 @@ class PretrainedLanguageModel(nn.Module):
         positions: Tensor | None = None,
         cache: RowCache | None = None,
         attention: list[Tensor] | None = None,
+        compiled: bool = False,
     ) -> Tensor:
         """Hidden states after the last norm, (b, s, d).
 
         positions (b, s) default to 0 .. s - 1. A list given as `attention` receives every layer's pattern,
-        (b, k, s, s), the model then computing it in the open ("eager").
+        (b, k, s, s), the model then computing it in the open ("eager"). Raises ConfigError for `compiled`.
         """
+        if compiled:
+            raise ConfigError("compiled: only this package's own decoder can be; leave it out for another one.")
         if positions is None:
             positions = repeat(
                 torch.arange(embeddings.shape[1], device=embeddings.device), "s -> b s", b=len(embeddings)

@@ -102,15 +102,16 @@ class VideoLLaVA(nn.Module):
         visual tokens too. Visuals fill all of these places in the order of the ids. Raises DataError when they do
         not fill them exactly.
         """
-        tokens = self.encode_visuals(visuals)
         places = input_ids == VISUAL
         for token in (self.config.image_token, self.config.video_token):
             if token is not None:
                 places = places | (input_ids == token)
-        if int(places.sum()) != len(tokens):
+        expected = int(places.sum())  # before the encoders: a GPU would have to finish them first
+        tokens = self.encode_visuals(visuals)
+        if expected != len(tokens):
             raise DataError(
-                f"The text holds {int(places.sum())} places for visual tokens and the visuals give "
-                f"{len(tokens)}: give each placeholder its own picture or clip."
+                f"The text holds {expected} places for visual tokens and the visuals give {len(tokens)}: give each "
+                "placeholder its own picture or clip."
             )
         embeddings = self.language_model.embed(input_ids.clamp(min=0))
         return embeddings.masked_scatter(places[..., None], tokens.to(embeddings))

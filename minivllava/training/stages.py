@@ -60,7 +60,7 @@ def _train(
     if pictures_first:
         plan = _pictures_first(dataset, config, round(pictures_first * config.steps), task.plan)
         task = replace(task, plan=plan, data=f"{task.data}, {pictures_first:g} pictures first")
-    with _recomputing(model.language_model, config.recomputed_layers):
+    with _recomputing(model.language_model, config):
         if not pixels:
             return train(model, task, config, folder, label=label, **options)
         with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
@@ -73,12 +73,14 @@ def _train(
 
 
 @contextmanager
-def _recomputing(language_model, layers: int):
-    language_model.recomputed_layers = layers
+def _recomputing(language_model, config: TrainingConfig):
+    """Activation checkpointing as the recipe asks for, in training alone."""
     try:
+        language_model.recomputed_layers = config.recomputed_layers
+        language_model.recompute_elementwise = config.recompute_elementwise
         yield
     finally:
-        language_model.recomputed_layers = 0
+        language_model.recomputed_layers, language_model.recompute_elementwise = 0, False
 
 
 def _pictures_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:

@@ -1,0 +1,89 @@
+"""Decoding steps: one new token of each row, from the KV cache to the next logits.
+
+On a CUDA GPU the kernels of a step are recorded once, as a CUDA graph, and then replayed: launching them one by one
+from Python takes longer than the GPU needs to run them. A graph is bound to the memory that it reads and writes, so it
+is kept with its cache, and the last cache with its language model: the next answer of as many rows and as much room
+records nothing. `compiled` adds torch.compile, which fuses the kernels of a layer; compiling takes long, so it is for
+long answers and many of them. On a CPU neither is worth its time at the sizes that a CPU can run.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from minivllava.models.kv_cache import KVCache, room_for
+
+RECORDED = {"cuda"}  # devices that can record a step
+WORTH_RECORDING = 16  # recording takes as long as a few steps: shorter answers do without
+
+
+class Recording:
+    """A decoding step as a CUDA graph: it reads `tokens` and `positions`, (b, 1) each, and writes `logits` (b, v)."""
+
+    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], positions: Tensor, weights: list[int]):
+        self.weights = weights  # where they lie: the graph reads them there
+        self.tokens, self.positions = torch.zeros_like(positions), positions.clone()
+        device = positions.device
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries set up what must not be set up while being recorded
+                step(self.tokens, self.positions)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits = step(self.tokens, self.positions)
+
+    def replay(self):
+        self.graph.replay()
+
+
+class Decoder:
+    """Reads one token of each row, (b,), and gives the logits of the next, (b, v).
+
+    positions (b, 1): where each row goes on; end: no row goes beyond position end - 1; steps: how many are to come.
+    """
+
+    def __init__(self, language_model, cache, positions: Tensor, end: int, steps: int, compiled: bool):
+        self.language_model, self.cache, self.compiled, self.last = language_model, cache, compiled, end - 1
+        self.positions = positions  # in place from here on
+        ours, self.recording = isinstance(cache, KVCache), None
+        if ours and (compiled or positions.device.type in RECORDED):
+            self.cache = cache.first(min(cache.size, room_for(end)))
+        if ours and positions.device.type in RECORDED and steps >= WORTH_RECORDING:
+            self.recording = self._recorded(cache.recordings)
+            self.recording.positions.copy_(positions)
+            self.positions = self.recording.positions
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        if self.recording is None:
+            logits = self._step(tokens[:, None], self.positions)
+        else:
+            self.recording.tokens.copy_(tokens[:, None])
+            self.recording.replay()
+            logits = self.recording.logits
+        self.positions.add_(1).clamp_(max=self.last)  # a row that is done runs on until all are
+        return logits
+
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        # of a single row: on a GPU what torch.compile makes of the formula is faster than a fused kernel; for several
+        # rows it would copy the cache first
+        formula = self.compiled and positions.is_cuda and len(tokens) == 1
+        with sdpa_kernel(SDPBackend.MATH) if formula else nullcontext():
+            embedded = self.language_model.embed(tokens)
+            hidden = self.language_model(embedded, positions, self.cache, compiled=self.compiled)
+        return self.language_model.logits(hidden[:, 0])
+
+    def _recorded(self, recordings: dict) -> Recording:
+        """The recording of such a step on this memory, made where there is none or the weights lie elsewhere now.
+
+        Recording writes keys and values at the first new positions, where the first step writes again.
+        """
+        key = (self.cache.size, self.compiled)
+        weights = [weight.data_ptr() for weight in self.language_model.parameters()]
+        if key not in recordings or recordings[key].weights != weights:
+            recordings[key] = Recording(self._step, self.positions, weights)
+        return recordings[key]
