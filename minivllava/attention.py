@@ -17,7 +17,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from minivllava.config import ModelConfig
-from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, template
+from minivllava.data.conversation import IGNORE, VISUAL
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import frame_indices, media_kind, read_image, read_video
 from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video
@@ -46,10 +46,7 @@ def read_prompt(model: VideoLLaVA, file: str | Path, question: str, answer: str 
     frames, pixels = _see(file, kind, config)
     turns = [{"from": "human", "value": f"<{kind}>\n{question}"}]
     turns += [] if answer is None else [{"from": "gpt", "value": answer}]
-    counts = [config.visual_tokens(kind, len(frames))]
-    encoded = encode_conversation(
-        turns, model.tokenizer, template(config.template), counts, config.language.context, str(file)
-    )
+    encoded = model.encode(turns, len(frames), str(file))
     ids, labels = (torch.tensor([row], device=model.device) for row in encoded)
     return Prompt(kind, frames, pixels.to(model.device), ids, labels)
 

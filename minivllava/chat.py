@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minivllava.data.conversation import VISUAL, encode_conversation, placeholders, template
+from minivllava.data.conversation import VISUAL, placeholders
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import media_kind
 from minivllava.data.tokenizer import pad_rows
@@ -95,7 +95,7 @@ def _encode(model: VideoLLaVA, question, images, videos, history, frames: int | 
     kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
     paths = _in_order(kinds, images, videos)
     frames = model.config.video.frames if frames is None else frames
-    return _ids(model, turns, kinds, frames, paths), [
+    return _ids(model, turns, frames, paths), [
         load_pixels(str(path), kind, model.config, frames) for path, kind in zip(paths, kinds, strict=True)
     ]
 
@@ -134,14 +134,9 @@ def _in_order(kinds: Sequence[str], images: Sequence[File], videos: Sequence[Fil
     return paths
 
 
-def _ids(
-    model: VideoLLaVA, turns: Sequence[dict], kinds: Sequence[str], frames: int, paths: Sequence[File]
-) -> list[int]:
-    counts = [model.config.visual_tokens(kind, frames) for kind in kinds]
+def _ids(model: VideoLLaVA, turns: Sequence[dict], frames: int, paths: Sequence[File]) -> list[int]:
     where = " about ".join(filter(None, ("The conversation", ", ".join(map(str, paths)))))
-    return encode_conversation(
-        turns, model.tokenizer, template(model.config.template), counts, model.config.language.context, where
-    )[0]
+    return model.encode(turns, frames, where)[0]
 
 
 @torch.inference_mode()
@@ -209,8 +204,7 @@ class Conversation:
         if not placeholders(_not_empty(question)):
             question = _with_markers(question, images, videos)
         seen = self._seen + self._see(question, images, videos)
-        kinds, paths = [s.kind for s in seen], [s.path for s in seen]
-        ids = _ids(self.model, _turns(self.history, question), kinds, self.frames, paths)
+        ids = _ids(self.model, _turns(self.history, question), self.frames, [s.path for s in seen])
         streamer = Streamer(self.model, on_text)
         made = self._continue(ids, seen, on_token=streamer, **(self.sampling | sampling))
         streamer.finish()
@@ -226,7 +220,7 @@ class Conversation:
         found = []
         for path, kind in zip(_in_order(kinds, images, videos), kinds, strict=True):
             pixels = load_pixels(str(path), kind, self.model.config, self.frames)
-            features = self.model.features(pixels[None].to(next(self.model.projector.parameters())))[0]
+            features = self.model.features(pixels[None])[0]
             found.append(_Seen(next(self._numbers), path, kind, features))
         return found
 

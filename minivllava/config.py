@@ -3,6 +3,7 @@
 Vary a preset with `dataclasses.replace`, or with `overrides.override(preset, "stage2.steps=500")`.
 """
 
+import math
 from dataclasses import dataclass, fields
 
 from minivllava.errors import ConfigError
@@ -13,6 +14,13 @@ VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")  # what a VisionTow
 PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models/projector.py says what each is
 ACTIVATIONS = ("gelu", "quick_gelu")  # models/layers.py
 TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
+
+
+def _check_range(config, low: float, high: float, *names: str):
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            kind = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+            raise ConfigError(f"{name} is {getattr(config, name)!r}: use a number {kind}.")
 
 
 def _check_heads(width: int, heads: int):
@@ -62,6 +70,8 @@ class VisionConfig:
         return max(1, round(self.grid**2 * (1 - self.masked)))
 
     def __post_init__(self):
+        _check_range(self, 1, math.inf, "patch_size", "width", "layers", "heads", "mlp_width", "frames")
+        _check_range(self, 0, 0.99, "patch_dropout", "masked")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
@@ -140,6 +150,7 @@ class TextConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
+        _check_range(self, 1, math.inf, "vocab_size", "context", "width", "layers", "heads", "mlp_width")
         _check_heads(self.width, self.heads)
         _check_choice("activation", self.activation, ACTIVATIONS)
 
@@ -183,6 +194,8 @@ class LanguageConfig:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
+        sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
+        _check_range(self, 1, math.inf, *sizes)
         _check_heads(self.width, self.heads)
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.")
@@ -227,9 +240,17 @@ class ModelConfig:
     projector_queries: int = 16  # of the "resampler": tokens of each picture or clip
 
     def __post_init__(self):
+        _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
         _check_choice("projector", self.projector, PROJECTORS)
         _check_choice("template", self.template, TEMPLATES)
         _check_choice("stage1_template", self.stage1_template, TEMPLATES)
+        _check_choice("aspect", self.aspect, ("pad", "square"))
+        _check_choice("stage1_aspect", self.stage1_aspect, ("pad", "square"))
+        _check_choice("frame_sampling", self.frame_sampling, ("linspace", "arange", "opencv"))
+        if self.image.temporal:
+            raise ConfigError("image.temporal is on: a picture has one frame, so only video.temporal can be.")
+        if self.video.masked:
+            raise ConfigError("video.masked: only the image encoder of the ablation runs masked; set it to 0.")
         for name, layers in (("image", self.image.layers), ("video", self.video.layers)):
             if not -1 - layers <= self.select_layer <= layers:
                 raise ConfigError(
@@ -245,11 +266,6 @@ class ModelConfig:
         for name, keep, tower in kept:
             if keep and not getattr(tower, "has_cls", True):
                 raise ConfigError(f"keep_cls_{name}: the {name} encoder has no CLS token to keep; set it to false.")
-        for aspect in (self.aspect, self.stage1_aspect):
-            if aspect not in ("pad", "square"):
-                raise ConfigError(f"There is no aspect {aspect!r}; choose pad or square.")
-        if self.frame_sampling not in ("linspace", "arange", "opencv"):
-            raise ConfigError(f"There is no frame_sampling {self.frame_sampling!r}; choose linspace, arange or opencv.")
 
     def visual_tokens(self, kind: str, frames: int = 1) -> int:
         """Tokens that one picture, or one clip of `frames` frames, takes in the language model's context."""
@@ -314,10 +330,17 @@ class TrainingConfig:
     seed: int = 0
     projector_learning_rate: float = 0.0  # of the projector, where it has one of its own; 0: as all else
     lora_rank: int = 0  # 0: all of the language model learns; else adapters of this rank on its linear layers
-    lora_alpha: int = 256
+    lora_alpha: int = 0  # adapters count alpha / rank times; 0: twice the rank, as in the original's script
     lora_dropout: float = 0.05
     recomputed_layers: int = 0  # of the decoder, from the first on: activation checkpointing
     recompute_elementwise: bool = False  # in its other layers, all but matrix products and attention
+
+    def __post_init__(self):
+        _check_range(self, 1, math.inf, "batch_size", "accumulation", "log_every", "checkpoint_every")
+        _check_range(self, 0, math.inf, "steps", "learning_rate", "projector_learning_rate", "weight_decay")
+        _check_range(self, 0, math.inf, "clip_norm", "lora_rank", "lora_alpha", "recomputed_layers")
+        _check_range(self, 0, 1, "warmup", "lora_dropout")
+        _check_choice("precision", self.precision, ("no", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,15 @@ def from_dict(kind: type, values: dict):
     needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     if needed - set(values):
         raise ConfigError(f"{kind.__name__} lacks the field {', '.join(sorted(needed - set(values)))}.")
-    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+    return kind(**{name: _field(name, hints[name], value) for name, value in values.items()})
+
+
+def _field(name: str, hint, value):
+    """A field's value; an error in a nested config says in which."""
+    try:
+        return _typed(hint, value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _typed(hint, value):

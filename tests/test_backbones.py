@@ -365,7 +365,7 @@ def stopped_after(steps: int):
 
 def test_the_original_recipe_for_lora():
     recipe = lora_recipe(TrainingConfig(learning_rate=2e-5))
-    assert (recipe.lora_rank, recipe.lora_alpha, recipe.learning_rate) == (128, 256, 2e-4)
+    assert (recipe.lora_rank, recipe.lora_alpha, recipe.learning_rate) == (128, 0, 2e-4)
     assert recipe.projector_learning_rate == 2e-5
 
 

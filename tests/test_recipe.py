@@ -209,7 +209,7 @@ def test_both_stages_train_from_the_command_line(root, tmp_path, monkeypatch, ca
 
 def test_a_recipe_that_no_run_can_have_is_refused_before_anything_is_read_or_written(tmp_path):
     for change, told in (
-        ("stage2.log_every=0", r"stage2\.log_every is 0"),
+        ("stage2.log_every=0", "stage2: log_every is 0"),
         ("stage2.precision=bf16", r"stage1\.precision is no, stage2\.precision is bf16"),
     ):
         with pytest.raises(ConfigError, match=told):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minivllava.chat import answer_prompts
 from minivllava.config import ModelConfig
-from minivllava.data.conversation import encode_conversation, placeholders, template
+from minivllava.data.conversation import placeholders
 from minivllava.data.dataset import load_pixels
 from minivllava.models.vllava import VideoLLaVA
 
@@ -42,7 +42,7 @@ class Answerer:
         **sampling,
     ):  # fmt: skip
         self.model, self.config, self.seed, self.sampling = model, config or model.config, seed, sampling
-        self.template = template(template_name or model.config.template)
+        self.template_name = template_name
         self.features: OrderedDict[tuple, Tensor] = OrderedDict()
 
     def __call__(self, questions: Sequence[Asked], **sampling) -> list[str]:
@@ -52,12 +52,8 @@ class Answerer:
             text = question.text
             if not placeholders(text) and question.visuals:
                 text = "".join(f"<{kind}>" for kind, _ in question.visuals) + "\n" + text
-            counts = [self.model.config.visual_tokens(k, self.model.config.video.frames) for k in placeholders(text)]
-            ids, _ = encode_conversation(
-                [{"from": "human", "value": text}], self.model.tokenizer, self.template, counts,
-                self.model.config.language.context, f"The question {question.text[:60]!r}",
-            )  # fmt: skip
-            prompts.append(ids)
+            turns, where = [{"from": "human", "value": text}], f"The question {question.text[:60]!r}"
+            prompts.append(self.model.encode(turns, where=where, template_name=self.template_name)[0])
             visuals.append([self._features(kind, source) for kind, source in question.visuals])
         seed = zlib.crc32("\0".join(question.text for question in questions).encode(), self.seed)
         generator = torch.Generator(self.model.device).manual_seed(seed)
@@ -71,7 +67,7 @@ class Answerer:
             return self.features[name]
         with _as_file(source) as file:
             pixels = load_pixels(file, kind, self.config, self.config.video.frames)
-        self.features[name] = self.model.features(pixels[None].to(next(self.model.projector.parameters())))[0]
+        self.features[name] = self.model.features(pixels[None])[0]
         if len(self.features) > KEPT:
             self.features.popitem(last=False)
         return self.features[name]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minivllava.chat import answer_prompts
 from minivllava.data.cache import weights_fingerprint
-from minivllava.data.conversation import PLACEHOLDERS, encode_conversation, placeholders, template
+from minivllava.data.conversation import PLACEHOLDERS, placeholders
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import ConfigError, DataError
 from minivllava.files import write_json
@@ -53,12 +53,7 @@ def evaluate(
             raise DataError(f"{row['where']}: evaluation needs a question and its true answer as the last two turns.")
         turns = turns[:-1] if view != "blind" else [_without_placeholders(turn) for turn in turns[:-1]]
         kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
-        counts = [model.config.visual_tokens(kind, model.config.video.frames) for kind in kinds]
-        ids, _ = encode_conversation(
-            turns, model.tokenizer, template(model.config.template), counts, model.config.language.context,
-            row["where"],
-        )  # fmt: skip
-        prompts.append(ids)
+        prompts.append(model.encode(turns, where=row["where"])[0])
         rows.append((row, list(zip(row["visuals"], kinds, strict=False))))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[str] = [""] * len(prompts)

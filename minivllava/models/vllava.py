@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minivllava.config import CausalLMConfig, ModelConfig
 from minivllava.data.chat_template import end_of_turn
-from minivllava.data.conversation import IGNORE, VISUAL
+from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, placeholders, template
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.language import LanguageModel
@@ -62,7 +62,21 @@ class VideoLLaVA(nn.Module):
     def device(self) -> torch.device:
         return next(self.projector.parameters()).device
 
-    # from visuals to tokens
+    # from words and visuals to tokens
+
+    def encode(
+        self, turns: Sequence[dict], frames: int | None = None, where: str = "The conversation",
+        template_name: str | None = None,
+    ) -> tuple[list[int], list[int]]:  # fmt: skip
+        """Token ids, with -200 for each visual token, and labels of a conversation. Raises as `encode_conversation`.
+
+        frames: of its clips (default: the config's 8). template_name: another template than the config's.
+        """
+        config = self.config
+        frames = config.video.frames if frames is None else frames
+        counts = [config.visual_tokens(kind, frames) for turn in turns for kind in placeholders(turn["value"])]
+        form = template(template_name or config.template)
+        return encode_conversation(turns, self.tokenizer, form, counts, config.language.context, where)
 
     def features(self, visual: Tensor) -> Tensor:
         """Frozen features of a batch: pictures (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d).

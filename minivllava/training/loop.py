@@ -9,11 +9,12 @@ the whole batch, however it is cut into processes and accumulation steps.
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,25 +68,16 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def check_recipe(config: TrainingConfig, stage: str = ""):
-    """Raises ConfigError for numbers that no run can have, before anything is written. stage: its name in a preset."""
-    of = f"{stage}." if stage else ""
-    for name in ("batch_size", "accumulation", "log_every", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{of}{name} is {getattr(config, name)}: use at least 1.")
-    if config.recomputed_layers < 0:
-        raise ConfigError(
-            f"{of}recomputed_layers is {config.recomputed_layers}: use 0 for none, or a number of layers."
-        )
-    if config.precision not in ("no", "bf16", "fp16"):
-        raise ConfigError(f"{of}precision is {config.precision!r}: choose no, bf16 or fp16.")
+def scheduled(config: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
+    """The recipe for as many steps as `epochs` passes over so many records take; a batch has no more than there are."""
+    parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # that a batch is cut into
+    batch = max(parts, min(config.batch_size, records // parts * parts))
+    return replace(config, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
 
 
-def check_recipes(preset: Preset, stages: Sequence[str]):
-    """`check_recipe` for the stages of a preset that one process runs; their precision must be one, too: `accelerate`
-    keeps the first that it is given."""
-    for stage in stages:
-        check_recipe(getattr(preset, stage), stage)
+def check_precision(preset: Preset, stages: Sequence[str]):
+    """Raises ConfigError unless all stages that one process runs have one precision: `accelerate` keeps the first that
+    it is given."""
     found = {stage: getattr(preset, stage).precision for stage in stages}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{stage}.precision is {precision}" for stage, precision in found.items())
@@ -95,7 +87,7 @@ def check_recipes(preset: Preset, stages: Sequence[str]):
 def accelerator_for(config: TrainingConfig, device: str | None):
     """`accelerate` on the device that training uses: an accelerator where there is one, unless `device` is "cpu".
 
-    Raises ConfigError for a device that is not there, and for a recipe that no run can have.
+    Raises ConfigError for a device that is not there.
     """
     from accelerate import Accelerator
 
@@ -104,7 +96,6 @@ def accelerator_for(config: TrainingConfig, device: str | None):
             f"Training runs on the CPU or on an accelerator, and {device!r} is neither: use cpu, or leave it out; "
             "CUDA_VISIBLE_DEVICES chooses among GPUs."
         )
-    check_recipe(config)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
     if device not in (None, accelerator.device.type):
         raise ConfigError(f"This machine has no {device}: take --device out, or use --device cpu.")

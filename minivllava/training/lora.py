@@ -18,7 +18,7 @@ from minivllava.models.pretrained import linear_layers
 
 def lora_recipe(config: TrainingConfig) -> TrainingConfig:
     """A recipe with the original's LoRA: rank 128, alpha 256, learning rate 2e-4, and 2e-5 for the projector."""
-    return replace(config, lora_rank=128, lora_alpha=256, learning_rate=2e-4, projector_learning_rate=2e-5)
+    return replace(config, lora_rank=128, learning_rate=2e-4, projector_learning_rate=2e-5)
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def lora(language_model: nn.Module, config: TrainingConfig) -> Iterator[nn.Modul
     names, transposed = adapted_layers(language_model)
     torch.manual_seed(config.seed)  # adapters begin at random
     recipe = LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
-        target_modules=names, fan_in_fan_out=transposed,
+        r=config.lora_rank, lora_alpha=config.lora_alpha or 2 * config.lora_rank, lora_dropout=config.lora_dropout,
+        bias="none", target_modules=names, fan_in_fan_out=transposed,
     )  # fmt: skip
     device = next(language_model.parameters()).device
     inject_adapter_in_model(recipe, language_model)

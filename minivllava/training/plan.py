@@ -7,8 +7,9 @@ from torch import nn
 
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.loop import scheduled
 from minivllava.training.lora import adapted_layers
-from minivllava.training.recipe import Recipe, recipe_preset, scheduled, stage_records
+from minivllava.training.recipe import Recipe, recipe_preset, stage_records
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about
 GIB = 2**30

@@ -4,8 +4,6 @@ Records are in LLaVA's format, as the original's files have them. Media is decod
 features of a million clips would fill disks. Everything else is as on the embedded world: the same two stages.
 """
 
-import math
-import os
 import tomllib
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minivllava.config import Preset, TrainingConfig
+from minivllava.config import Preset
 from minivllava.data.dataset import load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
 from minivllava.models.backbones import assemble, load_encoder, load_language_model
@@ -22,7 +20,7 @@ from minivllava.models.checkpoint import load_vllava, save_vllava
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
-from minivllava.training.loop import check_recipes
+from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
 from minivllava.training.run import Run
 from minivllava.training.stages import stage1, stage2
@@ -92,13 +90,6 @@ def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, missi
     return records, missing
 
 
-def scheduled(training: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
-    """The recipe of a stage for as many steps as `epochs` passes over its records take."""
-    parts = training.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # that a batch is cut into
-    batch = max(parts, min(training.batch_size, records // parts * parts))
-    return replace(training, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
-
-
 def recipe_preset(recipe: Recipe, changes: tuple[str, ...] = (), lora: bool = False) -> Preset:
     """The preset with what the recipe changes, then LoRA, then `changes`."""
     base = override(preset(recipe.preset), *recipe.change)
@@ -117,7 +108,7 @@ def train_recipe(
     have, MediaError when training comes to a file that cannot be decoded, naming it.
     """
     base = recipe_preset(recipe, tuple(changes), lora)
-    check_recipes(base, ("stage1", "stage2"))
+    check_precision(base, ("stage1", "stage2"))
     stages, missing = {}, []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)

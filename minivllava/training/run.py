@@ -9,7 +9,6 @@ runs/NAME/
 
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -40,7 +39,7 @@ from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
-from minivllava.training.loop import check_recipe, check_recipes
+from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.stages import stage1, stage2
 
 
@@ -133,7 +132,7 @@ def train_video_llava(
     _check_sizes(preset.model, bound[0] if bound else None, language[0] if language else None)
     stages = ["language"] if more_text or not language else []
     stages += [] if bound else ["align_image", "align_video"]
-    check_recipes(preset, [*stages, "stage1", "stage2"])
+    check_precision(preset, [*stages, "stage1", "stage2"])
     world = build_world(preset.world)
     weights = [weights_fingerprint(part[0]) for part in (language, bound) if part]
     start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
@@ -198,11 +197,10 @@ def finetune(
 ) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
     """Stage 2 on your own records, from a finished checkpoint. Returns the model and the files left out.
 
-    The recipe is `training`, for as many steps as `epochs` passes take; of fewer records than a batch holds,
-    each step takes all. Every file and every conversation is checked before training starts and anything is
-    written: broken files raise MediaError, unless `skip_broken`; a conversation that is too long, ContextLengthError.
+    The recipe is `training`, for as many steps as `epochs` passes take (`scheduled`). Every file and every conversation
+    is checked before training starts and anything is written: broken files raise MediaError, unless `skip_broken`; a
+    conversation that is too long, ContextLengthError.
     """
-    check_recipe(training)
     if not 0 < epochs < math.inf:
         raise ConfigError(f"epochs is {epochs:g}: use a number above 0.")
     files = [files] if isinstance(files, str | Path) else list(files)
@@ -212,10 +210,7 @@ def finetune(
     records = load_records(files, media)
     Conversations(records, model.tokenizer, model.config, load=None)  # for its errors alone
     records, skipped = check_media(records, skip_broken, options.get("progress", True))
-    parts = training.accumulation * int(os.environ.get("WORLD_SIZE", 1))  # that a batch is cut into
-    batch_size = max(1, min(training.batch_size, len(records)) // parts) * parts
-    steps = max(1, round(epochs * len(records) / batch_size))
-    training = replace(training, batch_size=batch_size, steps=steps)
+    training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
     start = {"start": str(init), "weights": weights_fingerprint(model)}
     run = Run(folder, {"training": to_dict(training), **start, "data": data, "media": str(media)})
