@@ -22,7 +22,7 @@ from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, 
 from minivllava.evaluation import benchmark_run
 from minivllava.evaluation.answering import Answerer
 from minivllava.evaluation.benchmarks import BENCHMARKS, benchmark, judge, open_ended, video_qa
-from minivllava.evaluation.benchmarks.judge import Case, Judge, judged
+from minivllava.evaluation.benchmarks.judge import Case, Judge
 from minivllava.evaluation.predictions import Problems, open_log, read_log, read_rows
 
 # the judge
@@ -93,6 +93,23 @@ def test_video_chatgpts_judge(endpoint, tmp_path, monkeypatch):
     assert "{question}" in header["user"]
     assert rows[0]["model"] == "judge-0613" and rows[0]["reply"]
     assert "sk-test" not in (tmp_path / "verdicts.jsonl").read_text()
+
+
+def judged(cases, protocol, model) -> tuple[dict, list[str]]:
+    """Verdicts, and what was wrong with the replies."""
+    problems = Problems(keep_going=True)
+    return judge.judged(cases, protocol, model, problems), problems.found
+
+
+def test_a_missing_prediction_is_wrong_without_asking_the_judge(endpoint, tmp_path):
+    endpoint.replies = ["{'pred': 'yes', 'score': 4}"]
+    whole = (FILES / "video_qa/predictions.jsonl").read_text().splitlines()
+    fewer = tmp_path / "predictions.jsonl"
+    fewer.write_text("\n".join(whole[:1]))
+    model = judge_at(endpoint, tmp_path)
+    result = scored("msvd-qa", "video_qa/test_q.json", fewer, judge=model, keep_going=True)
+    assert (result["n"], result["judge"]["n"], len(endpoint.requests)) == (4, 4, 1)
+    assert (result["metrics"]["judged"], result["metrics"]["score (0-5)"]) == (25, 1)
 
 
 def test_judging_goes_on_where_it_stopped_and_asks_again_what_changed(endpoint, tmp_path):

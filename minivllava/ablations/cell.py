@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from filelock import FileLock
@@ -21,6 +22,8 @@ from minivllava.models.storage import load_tensors, save_tensors, write_folder
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment, peak_memory
 from minivllava.training.stages import stage1, stage2, visual_loader
+
+CHECKPOINT_EVERY = 40  # steps: what an interrupted cell may lose
 
 
 def run_cell(settings: Settings, seed: int, parts: Parts) -> dict:
@@ -68,7 +71,8 @@ def train_stages(
     ):
         if mixture.budget:
             records = data.chosen(name, mixture)
-            recipe = replace(recipe, seed=seed, steps=scaled_steps(recipe, mixture, settings.world))
+            steps = scaled_steps(recipe, mixture, settings.world)
+            recipe = replace(recipe, seed=seed, steps=steps, checkpoint_every=CHECKPOINT_EVERY)
             logs[name] = stage(model, records, recipe, folder / name, load=load, **options)
     return logs
 
@@ -128,17 +132,13 @@ def pope_summary(predictions: Sequence[dict]) -> dict[str, float]:
     (`benchmarks.pope.says_yes`). An F1 that is undefined, because no yes was right, counts as 0.
     """
     found: dict[str, float] = {}
-    splits = [name for name in POPE if any(p["type"] == name for p in predictions)]
-    for name in splits:
-        some = [p for p in predictions if p["type"] == name]
+    asked = {name.replace("existence", "pope"): [p for p in predictions if p["type"] == name] for name in POPE}
+    splits = {name: some for name, some in asked.items() if some}
+    for name, some in splits.items():
         figures = yes_no([p["answer"].lower().startswith("yes") for p in some], [p["truth"] == "yes" for p in some])
-        short = name.replace("existence", "pope")
-        found[short] = figures["accuracy"]
-        found[f"{short}/f1"] = figures["f1"] or 0.0
-        found[f"{short}/yes"] = figures["yes_ratio"]
-    for tail in ("", "/f1", "/yes") if splits else ():
-        values = [found[name.replace("existence", "pope") + tail] for name in splits]
-        found["pope" + tail] = sum(values) / len(values)
+        found |= {name: figures["accuracy"], f"{name}/f1": figures["f1"] or 0.0, f"{name}/yes": figures["yes_ratio"]}
+    if splits:
+        found |= {f"pope{tail}": fmean(found[name + tail] for name in splits) for tail in ("", "/f1", "/yes")}
     return {name: round(value, 3) for name, value in found.items()}
 
 

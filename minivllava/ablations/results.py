@@ -14,10 +14,12 @@ from minivllava.ablations.parts import Parts
 from minivllava.ablations.runner import Cell, grid
 from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
-from minivllava.ablations.study import METRICS, Claim, Study, load_study, study_names
+from minivllava.ablations.study import METRICS, Claim, Study, load_study, score_of, study_names
 from minivllava.errors import DataError
 from minivllava.files import replacing, write_json, write_text
 from minivllava.provenance import environment
+
+POPE_WAYS = ("random", "popular", "adversarial")
 
 
 def summarise(
@@ -36,12 +38,13 @@ def summarise(
         its = {cell.seed: found[cell.key] for cell in cells if cell.arm == arm.name}
         baselines = {view: {} for result in its.values() for view in result["baselines"]}
         for view in baselines:
-            baselines[view] = {m: _summary(its, lambda c, v=view, m=m: c["baselines"][v].get(m)) for m in study.metrics}
+            read = {m: lambda c, v=view, m=m: score_of(c["baselines"][v], m) for m in study.metrics}
+            baselines[view] = {m: _summary(its, of) for m, of in read.items()}
         arms.append({
             "name": arm.name,
             "label": arm.label or arm.name,
             "changes": list(arm.set),
-            "metrics": {m: _summary(its, lambda c, m=m: c["metrics"].get(m)) for m in study.metrics},
+            "metrics": {m: _summary(its, lambda c, m=m: score_of(c["metrics"], m)) for m in study.metrics},
             "baselines": baselines,
         })  # fmt: skip
     return {
@@ -90,7 +93,7 @@ def _judged(claim: Claim, cells: list[Cell], found: dict[str, dict]) -> dict:
     In a world so small that nobody was asked for that score, there are none, and the verdict is "not asked".
     """
     better, than = (
-        {cell.seed: found[cell.key]["metrics"].get(claim.metric) for cell in cells if cell.arm == arm}
+        {cell.seed: score_of(found[cell.key]["metrics"], claim.metric) for cell in cells if cell.arm == arm}
         for arm in (claim.better, claim.than)
     )
     judged = {"differences": {}, "mean": None, "interval": None, "verdict": "not asked"}
@@ -155,10 +158,12 @@ def page(results: dict) -> str:
     """A study as a page of markdown: what was asked, the figure, the paper beside ours, every seed."""
     seeds, metrics = results["seeds"], results["metrics"]
     labels = {arm["name"]: arm["label"] for arm in results["arms"]}
-    made, cells = results["made_with"], results["cells"]
+    cells = results["cells"]
     minutes = sum(cell["seconds"] for cell in {c["key"]: c for c in cells}.values()) / 60
-    machines = sorted({cell["made_with"]["machine"] for cell in cells})
-    commits = sorted({str(cell["made_with"]["commit"])[:10] for cell in cells})
+    made = {
+        name: "; ".join(sorted({str(cell["made_with"][name])[:length] for cell in cells}))
+        for name, length in (("machine", None), ("commit", 10), ("torch", None))
+    }
     lines = [
         f"# {results['title']}", "", results["about"], "", f"![{results['title']}]({results['study']}.png)", "",
         f"*Dots: seeds {_listed(seeds)}. Above, mean and 95 % bootstrap interval of each arm; below, differences "
@@ -178,6 +183,8 @@ def page(results: dict) -> str:
             if not any(scores.values()):
                 continue
             lines.append(f"| {arm['label']}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
+    if all(f"pope/{way}" in cell["metrics"] for cell in cells for way in POPE_WAYS):
+        lines += ["", *_pope_rows(results)]
     command = ["minivllava ablate", results["study"], "--preset", results["preset"], "--seeds", str(len(seeds))]
     command += map(shlex.quote, results.get("options", []))
     counts = ", ".join(f"{count} {name}" for name, count in cells[0]["n"].items())
@@ -185,12 +192,24 @@ def page(results: dict) -> str:
         "",
         f"Preset `{results['preset']}`, {len(seeds)} seed(s); questions: {counts}. A seed draws the projector's start "
         "and the order of the data; encoders, language model and world are the same for all seeds. "
-        f"{minutes:.0f} minutes of cells in all, on {'; '.join(machines)}. Commit {', '.join(commits)}, "
-        f"torch {made['torch']}, configuration {results['config_hash']}.",
+        f"{minutes:.0f} minutes of cells in all, on {made['machine']}. Commit {made['commit']}, torch "
+        f"{made['torch']}, configuration {results['config_hash']}.",
         "",
         f"Made by `{' '.join(command)}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _pope_rows(results: dict) -> list[str]:
+    """POPE's three figures for each way to choose what is absent, the mean over seeds."""
+    lines = ["POPE by the way of choosing what is absent: accuracy, F1, yes-ratio; means over seeds.", ""]
+    lines += [f"| arm | {' | '.join(POPE_WAYS)} |", "|---" * (1 + len(POPE_WAYS)) + "|"]
+    for arm in results["arms"]:
+        its = [cell["metrics"] for cell in results["cells"] if cell["arm"] == arm["name"]]
+        figures = [[f"pope/{way}", f"pope/{way}/f1", f"pope/{way}/yes"] for way in POPE_WAYS]
+        told = [", ".join(f"{sum(scores[name] for scores in its) / len(its):.1f}" for name in way) for way in figures]
+        lines.append(f"| {arm['label']} | {' | '.join(told)} |")
+    return lines
 
 
 def _claim_row(claim: dict, labels: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import torch
 from filelock import FileLock, Timeout
@@ -128,10 +129,17 @@ def _start_helpers(count: int, todo: list[Cell], parts: Parts) -> list:
 
 def _help(number: int, threads: int, todo: list[Cell], folder: Path, store: Path, device: str | None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that processes of its own end with it
+    Thread(target=_end_with_parent, daemon=True).start()
     if device != "cpu":
         _keep_to_one_gpu(number)
     torch.set_num_threads(threads)
     _work(todo, Parts(folder, store, device, progress=False))
+
+
+def _end_with_parent():
+    """Ends this process where the one that started it was killed and could not."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _work(todo: list[Cell], parts: Parts):

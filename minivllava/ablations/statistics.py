@@ -24,13 +24,11 @@ def require_scipy():
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % bootstrap interval (bias-corrected) of a mean over seeds; None of fewer than two."""
+    """95 % bootstrap interval (bias-corrected) of a mean over seeds; None of fewer than two, or where all are equal."""
     from scipy.stats import bootstrap
 
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) == 0:  # nothing to draw from
         return None
-    if np.ptp(values) == 0:  # nothing to draw from
-        return float(values[0]), float(values[0])
     # 9999: scipy's default. BCa needs its jackknife to vary, which it does once the values do
     found = bootstrap((values,), np.mean, confidence_level=LEVEL, method="BCa", rng=np.random.default_rng(0))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
@@ -41,13 +39,11 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float] | None:
 
     Scores are counts of right answers, so a few seeds may well differ by the same number: that is no certainty.
     """
-    from scipy.stats import t
+    from scipy.stats import sem, t
 
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
-    mean = float(np.mean(differences))
-    error = float(np.std(differences, ddof=1)) / len(differences) ** 0.5
-    low, high = t.interval(LEVEL, len(differences) - 1, loc=mean, scale=error)
+    low, high = t.interval(LEVEL, len(differences) - 1, loc=np.mean(differences), scale=sem(differences))
     return float(low), float(high)
 
 

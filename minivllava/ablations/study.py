@@ -33,7 +33,14 @@ METRICS = {
     "pope/f1": "POPE F1",
     "pope/yes": "POPE yes-ratio",
     "depth": "depth maps",
+    "video-image": "clips less pictures",
 }
+
+
+def score_of(scores: dict[str, float], metric: str) -> float | None:
+    """A cell's score, or the difference of two; None where nobody was asked for it."""
+    found = [scores.get(name) for name in metric.split("-")]
+    return None if None in found else found[0] - sum(found[1:])
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def score(
     from minivllava.files import write_json
 
     chosen = named_benchmark(benchmark)
-    problems = Problems(keep_going)
+    advice = "Mend them, or add --keep-going to score what is there; missing answers then count as wrong."
+    problems = Problems(keep_going, advice=advice)
     asked = judged_by(judge, judge_url, verdicts or beside(answers, judge), judge_workers)
     results = {"benchmark": chosen.name, "questions": str(questions), "answers": str(answers)}
     results |= chosen.score(questions, answers, problems, asked, truth)
@@ -99,7 +100,7 @@ def print_scores(title: str, results: dict):
     console.width = max(console.width, 110)
     table = Table(title=f"{title}: {results['n']:,} questions", title_justify="left")
     table.add_column("metric")
-    table.add_column("%", justify="right")
+    table.add_column("%, or as named", justify="right")
     table.add_column("95 % interval", justify="right")
     for name, value in results["metrics"].items():
         interval = results["intervals"].get(name)

@@ -67,7 +67,7 @@ def run_benchmark(
         "dtype": str(dtype), **sampling,
     }  # fmt: skip
     _check_settings(out / "run.json", settings, write=rank == 0)
-    answered = {line["key"] for line in _lines(out) if "answer" in line}
+    answered = {line["key"] for _, line in _lines(out) if "answer" in line}
     # by position, whoever has answered what: so no process needs to know how far another one is
     mine = [q for q in questions[rank::world] if q.key not in answered and _file(q) not in missing]
     if mine:
@@ -127,10 +127,10 @@ def _check_settings(file: Path, settings: dict, write: bool):
         write_json(file, settings | {"made_with": environment()}, indent=1)
 
 
-def _lines(out: Path) -> Iterator[dict]:
-    """All lines that any process has written so far."""
+def _lines(out: Path) -> Iterator[tuple[str, dict]]:
+    """Where it stands, and what it says: each line that any process has written so far."""
     for part in sorted((out / "parts").glob("*.jsonl")):
-        yield from read_log(part)
+        yield from ((f"{part}:{number}", line) for number, line in enumerate(read_log(part), start=1))
 
 
 def _answerer(model: VideoLLaVA, benchmark: Benchmark, seed: int, sampling: dict) -> Answerer:
@@ -174,11 +174,11 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
     problems = Problems()
     answers: dict[str, str] = {}
     broken = {question.key: _file(question) for question in questions if _file(question) in missing}
-    for line in _lines(out):
+    for where, line in _lines(out):
         if "broken" in line:
             broken[line["key"]] = line["broken"]
         elif line["key"] in answers:
-            problems.add(f"{out / 'parts'}: {line['key']} was answered twice, by two runs at once: delete one line")
+            problems.add(f"{where}: {line['key']} was answered twice, by two runs at once: delete this line")
         else:
             answers[line["key"]] = line["answer"]
     questions = [question for question in questions if question.key in answers or question.key not in broken]

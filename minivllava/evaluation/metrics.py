@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import NormalDist
 
-Z = 1.959963984540054  # two-sided 95 % of the normal distribution
+Z = NormalDist().inv_cdf(0.975)  # two-sided 95 %
 
 
 def percent(hits: float, n: int) -> float | None:
@@ -30,13 +31,15 @@ def wilson(hits: float, n: int) -> tuple[float, float] | None:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of scores from 0 to 1, in per cent.
+    """95 % interval of the mean of scores from 0 to 1, in per cent; None where all are alike, which is no certainty.
 
     Wilson's where all are 0 or 1; else (VQA's thirds, a judge's grades) the normal approximation, cut at 0 and 100.
     """
     n = len(values)
     if all(value in (0, 1) for value in values):
         return wilson(sum(values), n)
+    if min(values) == max(values):
+        return None
     mean = sum(values) / n
     half = Z * math.sqrt(sum((value - mean) ** 2 for value in values) / max(n - 1, 1) / n)
     return 100 * max(0.0, mean - half), 100 * min(1.0, mean + half)

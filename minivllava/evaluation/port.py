@@ -23,6 +23,7 @@ from minivllava.config import VisionConfig
 from minivllava.data.dataset import load_pixels, load_records, unique_files
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.evaluate import evaluate
+from minivllava.evaluation.metrics import Z
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -112,7 +113,7 @@ def rows(predictions: dict[str, Sequence[dict]]) -> list[dict]:
             continue
         right = {name: [float(answers[i]["correct"]) for i in members] for name, answers in predictions.items()}
         lost = [kept - left for kept, left in zip(right[WITH], right[WITHOUT], strict=True)]
-        spread = 1.96 * stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else math.inf
+        spread = Z * stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else math.inf
         shares = {name: fmean(hits) for name, hits in right.items()}
         interval = [max(-1.0, fmean(lost) - spread), min(1.0, fmean(lost) + spread)]
         table.append({"asked": asked, "n": len(members), **shares, "lost": fmean(lost), "interval": interval})

@@ -48,25 +48,23 @@ class Problems:
 
     With `keep_going` nothing is raised: broken and unknown lines are left out, of doubled ids the last counts,
     missing answers count as wrong; and the list goes into the results. With `partial` only a part was asked: what
-    has no answer is left out, and is no problem.
+    has no answer is left out, and is no problem. advice: what to do about them.
     """
 
     keep_going: bool = False
     partial: bool = False
+    advice: str = "Mend them and run it again."
     found: list[str] = field(default_factory=list)
 
     def add(self, problem: str):
         self.found.append(problem)
 
-    def check(self):
-        """Raises DataError with the problems found so far, unless `keep_going`."""
+    def check(self, advice: str = ""):
+        """Raises DataError with the problems found so far, unless `keep_going`. advice: another one than usual."""
         if self.found and not self.keep_going:
             listed = "\n  ".join(self.found[:SHOWN])
             more = f"\n  and {len(self.found) - SHOWN:,} more" if len(self.found) > SHOWN else ""
-            raise DataError(
-                f"{len(self.found):,} problem(s) in the files:\n  {listed}{more}\n"
-                "Mend them; `minivllava score --keep-going` scores what is there (missing answers then count as wrong)."
-            )
+            raise DataError(f"{len(self.found):,} problem(s):\n  {listed}{more}\n{advice or self.advice}")
 
 
 def read_rows(path: str | Path, problems: Problems, field: str | None = None, keyed: str | None = None) -> list[Row]:
@@ -89,7 +87,7 @@ def read_rows(path: str | Path, problems: Problems, field: str | None = None, ke
     elif (whole := _object(text, path)) is None:
         found = _lines(text, path, problems)
     elif field and isinstance(whole.get(field), list):
-        found = ((f"{path}: {field}[{number}]", value) for number, value in enumerate(whole[field]))
+        found = zip(_places(text, path, field, len(whole[field])), whole[field], strict=True)
     elif keyed and not any(name in whole for name in ID_FIELDS):
         entries = ((f"{path}:{line}", key, value) for line, key, value in _members(text, path))
         found = ((at, {keyed: key} | (v if isinstance(v, dict) else {"value": v})) for at, key, v in entries)
@@ -169,10 +167,13 @@ def _lines(text: str, path: Path, problems: Problems) -> Iterator[tuple[str, obj
                 problems.add(f"{path}:{number}: broken JSON ({error.msg} at column {error.colno}): {line[:60]!r}")
 
 
-def _members(text: str, path: Path) -> Iterator[tuple[int, str | None, object]]:
-    """(line, key, value) of each element of a JSON list (key None) or each entry of an object, doubled keys too."""
+def _members(text: str, path: Path, begin: int = 0, inner: bool = False) -> Iterator[tuple[int, str | None, object]]:
+    """(line, key, value) of each element of a JSON list (key None) or each entry of an object, doubled keys too.
+
+    begin: where it stands in the text; inner: more may follow it there.
+    """
     decode, space = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
-    at = space(text).end()
+    at = space(text, begin).end()
     closing = {"[": "]", "{": "}"}[text[at]]
     line, counted = 1, 0
     at = space(text, at + 1).end()
@@ -187,10 +188,19 @@ def _members(text: str, path: Path) -> Iterator[tuple[int, str | None, object]]:
             at = space(text, at).end()
             if text[at : at + 1] != closing:
                 at = _expect(",", text, at, space)
-        if text[at + 1 :].strip():
+        if not inner and text[at + 1 :].strip():
             raise json.JSONDecodeError("Extra data", text, at + 1)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: broken JSON ({error.msg}): write the file again.") from error
+
+
+def _places(text: str, path: Path, field: str, count: int) -> list[str]:
+    """Where each element of the list in a field stands."""
+    begin = re.search(rf'"{field}"\s*:\s*(?=\[)', text).end()
+    lines = [line for line, _, _ in _members(text, path, begin, inner=True)]
+    if len(lines) != count:  # another list of that name stands before it
+        return [f"{path}: {field}[{number}]" for number in range(count)]
+    return [f"{path}:{line}" for line in lines]
 
 
 def _expect(mark: str, text: str, at: int, space: Callable) -> int:

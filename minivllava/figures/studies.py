@@ -42,7 +42,7 @@ def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, titles, referen
         summary = arm["metrics"][metric]
         if summary is None:
             continue
-        _draw_spread(axes, ink, y, summary)
+        _draw_spread(axes, ink, y, summary["values"], summary)
         for view, scores in arm["baselines"].items():
             if scores[metric] is not None:
                 axes.plot(scores[metric]["mean"], y, **_marker(view, ink), zorder=2)
@@ -54,9 +54,9 @@ def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, titles, referen
     name_axes(axes, ink, titles[metric], "per cent")
 
 
-def _draw_spread(axes, ink: Inks, y: float, summary: dict):
+def _draw_spread(axes, ink: Inks, y: float, by_seed: dict, summary: dict):
     """Dots for seeds, a bar for the mean, a line for its interval."""
-    values = list(summary["values" if "values" in summary else "differences"].values())
+    values = list(by_seed.values())
     apart = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
     axes.plot(values, y + np.array(apart), "o", color=ink.model_soft, markersize=5, zorder=3)
     if summary["interval"]:
@@ -69,7 +69,7 @@ def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, st
     axes.axvline(0, color=ink.muted, linewidth=1.2)
     for y, (claim, words) in enumerate(zip(claims, said, strict=True)):
         if claim["mean"] is not None:
-            _draw_spread(axes, ink, y, claim)
+            _draw_spread(axes, ink, y, claim["differences"], claim)
         if claim["direction"] == "=":
             axes.fill_betweenx((y - 0.4, y + 0.4), -claim["within"], claim["within"], color=ink.grid, zorder=1)
         if claim["points"] is not None:
@@ -83,7 +83,9 @@ def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, st
     axes.set_yticks(range(len(claims)), [_lines(side, 0.36 * width) for side in sides])
     axes.tick_params(axis="y", labelsize=9, labelcolor=ink.text)
     axes.set_ylim(len(claims) - 0.5, -0.5)
-    name_axes(axes, ink, "Differences on the same seed", "points; ☆ the paper's; shaded: counts as equal")
+    marks = ["☆ the paper's"] if any(claim["points"] is not None for claim in claims) else []
+    marks += ["shaded: counts as equal"] if any(claim["direction"] == "=" for claim in claims) else []
+    name_axes(axes, ink, "Differences on the same seed", "; ".join(["points", *marks]))
 
 
 def _legend(figure, ink: Inks, results: dict):

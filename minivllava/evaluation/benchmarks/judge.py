@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minivllava.errors import JudgeError
-from minivllava.evaluation.predictions import open_log, read_log
+from minivllava.evaluation.predictions import Problems, open_log, read_log
 
 OPENAI = "https://api.openai.com/v1"
+AGAIN = "Run it again: the verdicts that could be read are kept, and only the others are asked for."
 PATIENCE = (1, 3, 9, 27)  # seconds before each new try where the endpoint is busy or silent
 
 
@@ -75,8 +76,8 @@ class Case(NamedTuple):
     fields: dict[str, str]
 
 
-def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge) -> tuple[dict[str, object], list[str]]:
-    """(verdicts by id, problems): what the judge said of every case.
+def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Problems) -> dict[str, object]:
+    """Verdicts by id: what the judge said of every case.
 
     A case whose reply could not be read `judge.tries` times has no verdict but a problem that quotes the reply.
     Raises JudgeError when the file holds another judge's or protocol's verdicts, or the endpoint fails; verdicts
@@ -95,7 +96,6 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge) -> tuple[dic
     known = _known(judge.file, header)
     done = {i: row for i, row in known.items() if wanted.get(i) == row["messages"] and "verdict" in row}
     todo = [case for case in cases if case.id not in done]
-    problems = []
     with open_log(judge.file) as log, ThreadPoolExecutor(judge.workers) as pool:
         if not judge.file.stat().st_size:
             log.write(json.dumps(header, ensure_ascii=False) + "\n")
@@ -108,11 +108,12 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge) -> tuple[dic
                 if "verdict" in row:
                     done[row["id"]] = row
                 else:
-                    problems.append(f"{row['id']}: {judge.model} replied {row['reply'][:80]!r}: {row['malformed']}")
+                    problems.add(f"{row['id']}: {judge.model} replied {row['reply'][:80]!r}: {row['malformed']}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {case.id: done[case.id]["verdict"] for case in cases if case.id in done}, problems
+    problems.check(AGAIN)
+    return {case.id: done[case.id]["verdict"] for case in cases if case.id in done}
 
 
 def _hash(messages: list[dict]) -> str:

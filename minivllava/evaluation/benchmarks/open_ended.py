@@ -103,9 +103,7 @@ def llava_bench_score(
         _need_judge(judge, "LLaVA-Bench", 'reviews with "tuple"')
         cases = _llava_bench_cases(asked, joined, questions_file.parent, problems)
         problems.check()
-        scores, malformed = judged(cases, LLAVA_BENCH, judge)
-        problems.found += malformed
-        problems.check()
+        scores = judged(cases, LLAVA_BENCH, judge, problems)
     groups: dict[str, list] = defaultdict(list)
     for name, pair in scores.items():
         groups[str(asked[name].values.get("category", "all"))].append(pair)
@@ -254,9 +252,7 @@ def mm_vet_score(
                 cases.append(Case(name, {"question": question, "truth": true, "answer": answer}))
         problems.check()
         _need_judge(judge, "MM-Vet", 'grades {"v1_0": {"score": [...]}}')
-        verdicts, malformed = judged(cases, MM_VET, judge)
-        problems.found += malformed
-        problems.check()
+        verdicts = judged(cases, MM_VET, judge, problems)
         grades = {name: [grade] for name, grade in verdicts.items()}
     runs = max((len(values) for values in grades.values()), default=1)
     grades |= {name: [0.0] * runs for name, row in joined.items() if row is None}

@@ -101,7 +101,8 @@ def score(
         "notes": _misaligned(joined, answers),
     }
     if judge is not None:
-        _add_judged(result, asked, answers, predicted, problems, judge)
+        given = {name: predicted[name] for name, row in joined.items() if row}
+        _add_judged(result, asked, answers, given, problems, judge)
     return result
 
 
@@ -157,17 +158,17 @@ VIDEO_CHATGPT = Protocol(
 )
 
 
-def _add_judged(result: dict, asked, answers, predicted, problems: Problems, judge: Judge):
-    """Adds the judge's accuracy, yes / (yes + no), and mean score over all verdicts."""
+def _add_judged(result: dict, asked, answers, given: dict[str, str], problems: Problems, judge: Judge):
+    """Adds the judge's accuracy, yes / (yes + no), and mean score over all verdicts on the predictions that are given;
+    a missing one is wrong without asking."""
     cases = [
         Case(name, {"question": str(asked[name].values.get("question", "")), "answer": answers[name], "pred": pred})
-        for name, pred in predicted.items()
+        for name, pred in given.items()
     ]
-    verdicts, malformed = judged(cases, VIDEO_CHATGPT, judge)
-    problems.found += malformed
-    problems.check()
-    yes = [verdict["pred"] for verdict in verdicts.values()]
-    grades = [verdict["score"] for verdict in verdicts.values()]
+    verdicts = judged(cases, VIDEO_CHATGPT, judge, problems)
+    missing = result["n"] - len(given)
+    yes = [verdict["pred"] for verdict in verdicts.values()] + [False] * missing
+    grades = [verdict["score"] for verdict in verdicts.values()] + [0] * missing
     result["metrics"] |= {
         "judged": percent(sum(yes), len(yes)),
         "score (0-5)": sum(grades) / len(grades) if grades else None,
