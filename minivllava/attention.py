@@ -259,7 +259,8 @@ def _see(file: str | Path, kind: str, config: ModelConfig) -> tuple[np.ndarray, 
         sharp = rearrange(sharp, "c h w -> 1 h w c")
     else:
         clip = read_video(file, config.video.frames, sampling=config.frame_sampling)
-        sharp = rearrange(preprocess_video(clip, max(128, config.video.image_size)), "t c h w -> t h w c")
+        sharp = preprocess_video(clip, max(128, config.video.image_size), resize=config.clip_resize)
+        sharp = rearrange(sharp, "t c h w -> t h w c")
     pixels = load_pixels(str(file), kind, config, config.video.frames)
     colours = sharp * torch.tensor(CLIP_STD) + torch.tensor(CLIP_MEAN)
     return (colours.clamp(0, 1) * 255).round().byte().numpy(), pixels

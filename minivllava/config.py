@@ -233,6 +233,7 @@ class ModelConfig:
     aspect: str = "pad"  # pictures: "pad" to a square as in stage 2 of the paper, or "square" (centre crop)
     stage1_aspect: str = "square"
     antialias: bool = True  # of pictures made smaller; the original resized tensors, and torchvision 0.15 did not
+    clip_resize: str = "bilinear"  # of a clip's frames, not antialiased: as the original; the port's is "bicubic"
     frame_sampling: str = "linspace"  # of a clip: as the original; "arange", the port's; "opencv", its other reader's
     image_token: int | None = None  # ids that stand for visual tokens beside -200, in the port's vocabulary
     video_token: int | None = None
@@ -246,6 +247,7 @@ class ModelConfig:
         _check_choice("stage1_template", self.stage1_template, TEMPLATES)
         _check_choice("aspect", self.aspect, ("pad", "square"))
         _check_choice("stage1_aspect", self.stage1_aspect, ("pad", "square"))
+        _check_choice("clip_resize", self.clip_resize, ("bilinear", "bicubic"))
         _check_choice("frame_sampling", self.frame_sampling, ("linspace", "arange", "opencv"))
         if self.image.temporal:
             raise ConfigError("image.temporal is on: a picture has one frame, so only video.temporal can be.")

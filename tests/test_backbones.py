@@ -17,7 +17,8 @@ from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.dataset import load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models import memory
+from minivllava.models import checkpoint, memory
+from minivllava.models import quantize as quantization
 from minivllava.models.backbones import (
     assemble,
     load_causal_lm,
@@ -393,15 +394,26 @@ def test_rounded_weights_give_nearly_the_same_logits(kind, most, tmp_path):
         rounded.save_pretrained(tmp_path / "again")
 
 
+def test_rounded_weights_are_counted_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantization, "require_torchao", lambda kind: None)
+    model = tiny_vllava()
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(checkpoint, "_build", None)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    with pytest.raises(CheckpointError, match=r"weights as int8, [0-9,]+ others.*1,000|0.0 MB is free"):
+        VideoLLaVA.from_pretrained(tmp_path / "model", quantize="int8")
+
+
 def test_quantisation_that_is_not_there_says_what_to_install(tmp_path, monkeypatch):
     tiny_vllava().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(checkpoint, "_build", None)  # said before anything is loaded
     with pytest.raises(ConfigError, match="'int3'.*int8, int4"):
         VideoLLaVA.from_pretrained(tmp_path / "model", quantize="int3")
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(ConfigError, match=r"pip install 'minivllava\[quantize\]'"):
+    with pytest.raises(ConfigError, match="pip install torchao"):
         VideoLLaVA.from_pretrained(tmp_path / "model", quantize="int8")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"peft.*minivllava\[gpu\]"), lora(nn.Linear(2, 2), training()):
+    with pytest.raises(ConfigError, match="pip install peft"), lora(nn.Linear(2, 2), training()):
         pass
 
 

@@ -211,6 +211,9 @@ def test_a_prompt_that_fills_the_context_is_an_error_not_an_empty_answer():
     for temperature in (-1.0, float("nan")):
         with pytest.raises(ConfigError, match=f"temperature {temperature}"):
             generate(model, batch(), LENGTHS, stop=(), temperature=temperature)
+    for top_p in (0.0, 2.0):
+        with pytest.raises(ConfigError, match=f"top_p {top_p}"):
+            generate(model, batch(), LENGTHS, stop=(), top_p=top_p)
     rest = LENGTHS.clamp(max=59)
     assert len(generate(model, batch(), rest, stop=())[1]) == 1, "one place left, one token"
     assert generate(model, batch()[:0], LENGTHS[:0], stop=()) == []

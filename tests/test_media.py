@@ -586,6 +586,18 @@ def test_picture_pixels_equal_those_of_transformers(shape, size):
     torch.testing.assert_close(pixels, expected.float(), atol=1e-5, rtol=0)
 
 
+def test_clip_pixels_of_the_port_are_those_of_its_picture_processor_frame_by_frame():
+    processor = pytest.importorskip("transformers.models.video_llava.image_processing_video_llava")
+    clip = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    frames = [Image.fromarray(frame) for frame in clip]
+    theirs = processor.VideoLlavaImageProcessor(**sizes)(frames, return_tensors="pt")
+    pixels = next(value for name, value in theirs.items() if name.startswith("pixel_values"))
+    ours = preprocess_video(clip, 32, resize="bicubic")
+    torch.testing.assert_close(ours, pixels.reshape(ours.shape), rtol=0, atol=1e-5)
+    assert (ours - preprocess_video(clip, 32)).abs().mean() > 0.05, "the original's are others"
+
+
 def test_picture_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
     image = np.zeros((32, 64, 3), np.uint8)
     image[:, 16:48] = 200

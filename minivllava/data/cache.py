@@ -68,6 +68,7 @@ def cache_media(
     stamps = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
     how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, frames, dtype]
     how += [] if config.antialias else ["not antialiased"]
+    how += [] if config.clip_resize == "bilinear" else [config.clip_resize]
     key = json.dumps([VERSION, kind, *how, fingerprint, stamps])
     name = "features" if encode else "pixels"
     path = cache_dir() / name / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"

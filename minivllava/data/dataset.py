@@ -191,7 +191,7 @@ def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tenso
         )
     vision = config.video
     clip = read_video(path, frames, sampling=config.frame_sampling)
-    return preprocess_video(clip, vision.image_size, vision.mean, vision.std)
+    return preprocess_video(clip, vision.image_size, vision.mean, vision.std, config.clip_resize)
 
 
 class Conversations(torch.utils.data.Dataset):

@@ -44,13 +44,18 @@ def preprocess_image(
     return rearrange(_normalise(pixels, mean, std), "h w c -> c h w").contiguous()
 
 
-def preprocess_video(frames: np.ndarray, size: int, mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD) -> torch.Tensor:
-    """Clip uint8 (t, h, w, 3) to normalised float32 (t, 3, size, size), as the original's decord transform.
+def preprocess_video(
+    frames: np.ndarray, size: int, mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD, resize: str = "bilinear"
+) -> torch.Tensor:
+    """Clip uint8 (t, h, w, 3) to normalised float32 (t, 3, size, size), as the original's decord transform; with
+    resize="bicubic" as the port to `transformers`, which takes each frame for a picture.
 
     Mean and standard deviation (CLIP's), short side to `size` by plain bilinear interpolation (pytorchvideo's
     ShortSideScale has no antialiasing), centre crop. The original then flips half of all clips at random, at
     inference too; left out, since a flip turns "moves left" into "moves right".
     """
+    if resize == "bicubic":
+        return torch.stack([preprocess_image(frame, size, "square", mean, std) for frame in frames])
     pixels = rearrange(_normalise(torch.from_numpy(frames.copy()), mean, std), "t h w c -> t c h w")
     height, width = pixels.shape[2:]
     if width < height:

@@ -57,7 +57,7 @@ class PretrainedTokenizer(Tokenizer):
             return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         except ImportError as error:
             raise CheckpointError(
-                f"{folder / 'tokenizer.model'} needs packages that are not here: pip install 'minivllava[gpu]'."
+                f"{folder / 'tokenizer.model'} needs packages that are not here: pip install sentencepiece protobuf."
             ) from error
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error

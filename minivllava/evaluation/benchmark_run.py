@@ -216,7 +216,7 @@ def _submit(benchmark: Benchmark, root: Path, out: Path, answers: dict[str, str]
         import openpyxl
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError:
-        return "not written: its server wants a spreadsheet; pip install 'minivllava[eval]', then run this again"
+        return "not written: its server wants a spreadsheet; pip install openpyxl, then run this again"
     book = openpyxl.Workbook()
     book.active.append(list(content[0]))
     for row in content:  # control characters, which a model may write, are no part of a spreadsheet

@@ -34,7 +34,7 @@ FORMAT = "minivllava/1"
 # What differs between the paper, the original code and its port, and can be chosen at load.
 SWITCHES = (
     "keep_cls_image", "keep_cls_video", "template", "stage1_template", "aspect", "stage1_aspect", "antialias",
-    "frame_sampling",
+    "clip_resize", "frame_sampling",
 )  # fmt: skip
 # Fields that every config.json has had from the beginning. A later field may be missing: its default is what
 # was done before there was a choice.
@@ -98,7 +98,7 @@ def load_vllava(
     dtype: of all weights, whatever the files have. image_encoder, video_encoder: LanguageBind folders or hub ids
     to take the encoders from, for the original layout; else they come from the checkpoint, from folders beside it
     with the names that its config.json gives, or from the hub. quantize: "int8" or "int4" rounds the language
-    model's weights once they are there (see quantize.py). switches: any of SWITCHES, e.g.
+    model's weights, layer by layer on their way to the device (see quantize.py). switches: any of SWITCHES, e.g.
     `keep_cls_video=False` for the tokens of the paper and its 2023 code.
 
     Raises CheckpointError for whatever is wrong with the checkpoint or is too large for the device's memory.
@@ -117,17 +117,24 @@ def load_vllava(
         tokenizer, parts = _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
     else:
         raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
+    if quantize is not None:
+        from minivllava.models.quantize import quantize as round_weights
+        from minivllava.models.quantize import require_rounded_memory, require_torchao
+
+        require_torchao(quantize)
     unknown = set(switches) - set(SWITCHES)
     if unknown:
         raise ConfigError(f"There is no option {', '.join(sorted(unknown))}; there are {', '.join(SWITCHES)}.")
     config = replace(config, **switches)
     _check_vocabulary(tokenizer, config.language.vocab_size, source)
-    model = _build(VideoLLaVA, config, source, parts, device, dtype, tokenizer=tokenizer)
+    if quantize is not None:  # on the CPU first, so that a device needs memory for the rounded weights alone
+        require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name)
+        model = _build(VideoLLaVA, config, source, parts, "cpu", dtype, tokenizer=tokenizer)
+        round_weights(model.language_model, quantize, device)
+        model.to(device)
+    else:
+        model = _build(VideoLLaVA, config, source, parts, device, dtype, tokenizer=tokenizer)
     model.freeze_encoders()
-    if quantize is not None:
-        from minivllava.models.quantize import quantize as round_weights
-
-        round_weights(model.language_model, quantize)
     return model
 
 

@@ -113,6 +113,8 @@ def losses(config: ModelConfig) -> list[str]:
         lost.append("pictures padded to a square (it crops them)")
     if not config.antialias:
         lost.append("pictures resized without antialiasing (it antialiases)")
+    if config.clip_resize != "bicubic":
+        lost.append("clips resized by bilinear interpolation (its is bicubic and antialiased)")
     if not config.keep_cls_video:
         lost.append(
             "clips without CLS (it gives the language model one token a frame more than this model has learned)"

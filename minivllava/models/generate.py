@@ -36,13 +36,15 @@ def generate(
     that are done. cache: of earlier turns, whose first `known` positions the prompts go on from; it must have room
     for prompts, padding included, and answers. compiled: torch.compile, see `decoding`.
 
-    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError for max_new_tokens < 1
-    and a temperature below 0.
+    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError for max_new_tokens < 1,
+    a temperature below 0 and a top_p outside 0 to 1.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens {max_new_tokens}: an answer needs room for at least 1 token.")
     if not temperature >= 0:
         raise ConfigError(f"temperature {temperature}: use 0 for the likeliest tokens, or more to draw among them.")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"top_p {top_p}: use more than 0 and at most 1, which draws among all tokens.")
     if not len(prompts):
         return []
     ends = [known + length for length in lengths.tolist()]

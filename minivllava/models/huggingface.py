@@ -111,7 +111,7 @@ def model_config(card: dict, where: str | Path) -> ModelConfig:
         image=vision, video=replace(vision, frames=frames if frames and not rest else 8),
         language=language_config(text | {"tie_word_embeddings": card.get("tie_word_embeddings", False)}, where),
         select_layer=layer, keep_cls_image=strategy == "full", keep_cls_video=True,
-        template="short", aspect="square", frame_sampling="arange",
+        template="short", aspect="square", clip_resize="bicubic", frame_sampling="arange",
         image_token=card.get("image_token_index", card.get("image_token_id", 32000)),
         video_token=card.get("video_token_index", card.get("video_token_id", 32001)),
     )  # fmt: skip

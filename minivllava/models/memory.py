@@ -9,11 +9,17 @@ from minivllava.errors import CheckpointError
 
 def require_memory(weights: int, dtype: torch.dtype, device, where: str | Path):
     """Raises CheckpointError when so many weights would not fit, saying what they need and what is free."""
-    needed, free = weights * dtype.itemsize, free_memory(device)
+    what = f"{weights:,} weights as {str(dtype).partition('.')[2]}"
+    require_bytes(weights * dtype.itemsize, what, device, where)
+
+
+def require_bytes(needed: int, what: str, device, where: str | Path):
+    """Raises CheckpointError when so many bytes are not free on a device; `what` needs them."""
+    free = free_memory(device)
     if free is not None and needed > free:
         raise CheckpointError(
-            f"{where} needs {_gigabytes(needed)} of memory ({weights:,} weights as {str(dtype).partition('.')[2]}) "
-            f"and {_gigabytes(free)} is free on {device}: load it with a smaller dtype, or where there is more memory."
+            f"{where} needs {_gigabytes(needed)} of memory ({what}) and {_gigabytes(free)} is free on {device}: load "
+            "it with a smaller dtype, or where there is more memory."
         )
 
 

@@ -136,6 +136,9 @@ class Original:
         refuse_unless(
             projector == "mlp2x_gelu", where, f"mm_projector_type {projector!r}: only mlp2x_gelu is supported"
         )
+        aspect = card.get("image_aspect_ratio")
+        known = aspect in (None, "pad", "square")
+        refuse_unless(known, where, f"image_aspect_ratio {aspect!r}: only pad and square are supported")
         for name in ("mm_use_im_start_end", "mm_use_im_patch_token"):
             refuse_unless(not card.get(name), where, f"{name} is set, and tokens around visuals are not supported")
         self.config = ModelConfig(
@@ -145,7 +148,7 @@ class Original:
             keep_cls_image=card.get("mm_vision_select_feature", "patch") == "cls_patch",
             keep_cls_video=True,  # whatever mm_vision_select_feature says, in the public code since 2024
             template="v1",
-            aspect="pad" if card.get("image_aspect_ratio") == "pad" else "square",
+            aspect="pad" if aspect == "pad" else "square",
             antialias=False,
         )
 
@@ -174,11 +177,18 @@ class Original:
 
     def _tower_config(self, kind: str, tower: Source | None) -> VisionConfig:
         if tower is not None:
-            return tower_config(tower)
+            return self._fitting(kind, tower)
         published = VisionConfig(temporal=kind == "video")
         if self._name(kind) == TOWERS[kind] and self.source.card.get("mm_hidden_size") == published.width:
             return published
-        return tower_config(self._from_hub(kind))
+        return self._fitting(kind, self._from_hub(kind))
+
+    def _fitting(self, kind: str, tower: Source) -> VisionConfig:
+        """A tower's config, if it is one of this kind."""
+        config, where = tower_config(tower), tower.folder / "config.json"
+        seen = modality(tower.card)
+        refuse_unless(seen == kind, where, f"this encoder sees {seen}s; give {kind}_encoder= LanguageBind's of {kind}s")
+        return config
 
     def _from_hub(self, kind: str) -> Source:
         name = self._name(kind)

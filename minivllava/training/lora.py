@@ -31,7 +31,7 @@ def lora(language_model: nn.Module, config: TrainingConfig) -> Iterator[nn.Modul
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError("LoRA needs the package peft: pip install 'minivllava[gpu]'.") from error
+        raise ConfigError("LoRA needs the package peft, which is not installed: pip install peft.") from error
 
     names, transposed = adapted_layers(language_model)
     torch.manual_seed(config.seed)  # adapters begin at random

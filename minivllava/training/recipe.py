@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minivllava.config import Preset
-from minivllava.data.dataset import load_records, unique_files
+from minivllava.data.dataset import Conversations, load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
 from minivllava.models.backbones import assemble, load_encoder, load_language_model
 from minivllava.models.checkpoint import load_vllava, save_vllava
@@ -117,15 +117,16 @@ def train_recipe(
         missing += gone
     described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
     run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), "model": to_dict(base.model), **described})
-    model = None
     for name, step, stage in (("stage1", "stage1", stage1), ("stage2", "model", stage2)):
         if (run.folder / step / "config.json").exists():
             continue
-        if model is None:
-            model = _parts(recipe, base) if name == "stage1" else load_vllava(run.folder / "stage1")
+        # stage 2 begins from the files of stage 1, as a run that continues does: what training wrapped stays behind
+        model = _parts(recipe, base) if name == "stage1" else load_vllava(run.folder / "stage1")
         records, training = stages[name]
         room = model.config.language.context
         cut = min(recipe.context or room, room)
+        if name == "stage1":  # a conversation of stage 2 that does not fit is said before stage 1 takes days
+            Conversations(stages["stage2"][0], model.tokenizer, model.config, load=None, cut=cut)
         train = partial(stage, model, records, training, cached=False, cut=cut, **options)
         run.step(step, train, partial(save_vllava, model))
     return load_vllava(run.folder / "model"), missing
