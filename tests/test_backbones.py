@@ -110,6 +110,20 @@ def test_what_is_too_large_for_the_memory_is_refused_before_it_is_loaded(tmp_pat
         load(folder)
 
 
+def test_a_config_that_asks_for_more_than_the_files_hold_is_refused_before_it_is_built(tmp_path, monkeypatch):
+    """What transformers would make room for first: gigabytes, here."""
+    for write, load in ((lambda: write_language_model(tmp_path / "a", "Qwen2"), load_causal_lm),
+                        (lambda: write_tower(tmp_path / "b", "Siglip"), load_tower)):  # fmt: skip
+        folder = write()
+        card = json.loads((folder / "config.json").read_text())
+        sizes = card.get("vision_config", card)
+        sizes["hidden_size"] = 2**15
+        sizes["intermediate_size"] = 2**17
+        (folder / "config.json").write_text(json.dumps(card))
+        with pytest.raises(CheckpointError, match="config.json describes [0-9,]+ weights and the files hold"):
+            load(folder)
+
+
 def test_models_that_are_no_decoders_are_refused(tmp_path):
     from transformers import MambaConfig, MambaForCausalLM
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from minivllava.ablations import STUDY_PARTS
 from minivllava.bench import gpu, shipped, work
 from minivllava.bench.peers import Inputs, Ours, Theirs, comparable, compare, peer_of
-from minivllava.bench.timing import in_turns, ratios
+from minivllava.bench.timing import H100, in_turns, ratios
 from minivllava.cli import app
 from minivllava.cli.ablate import ablate
 from minivllava.errors import ConfigError
@@ -93,13 +93,16 @@ def test_gpu_cells_on_a_cpu_at_a_small_size():
     stage1, stage2 = result["rows"][-2:]
     assert stage1["MFU"]["ours"] > 0 and stage2["tokens/s"]["transformers"] > 0
     json.dumps(result)
+    with pytest.raises(ConfigError, match="device foo"):
+        gpu.run_gpu_bench(tiny_config(), "foo")
 
 
 def test_without_a_gpu_it_says_so_and_counts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(app, ["bench", "--gpu"])
     assert result.exit_code == 0 and "no CUDA GPU" in result.output
-    found = gpu.floor(preset("paper").model)
+    found = gpu.floor(preset("paper").model, *H100)
+    assert 4 < found["decode, ms at least"] < 5 and 25 < found["prefill, ms at least"] < 35
     assert 1.3e10 < found["decode, bytes a token"] < 1.6e10  # 6.6 billion numbers of two bytes, and the cache
     assert 2.5e13 < found["prefill, operations"] < found["stage 1, operations"] < found["stage 2, operations"]
     assert all(f"{value:.3g}" in result.output for value in found.values())
@@ -121,11 +124,11 @@ def test_a_grid_is_costed_with_the_parts_that_studies_start_from(monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     (tmp_path / STUDY_PARTS).mkdir(parents=True)
     asked = []
-    monkeypatch.setattr(shipped, "load_vllava", lambda checkpoint: None)
+    monkeypatch.setattr(shipped, "load_vllava", lambda checkpoint: SimpleNamespace(tokenizer="there"))
     monkeypatch.setattr(shipped, "build_world", lambda config: tmp_path)
     monkeypatch.setattr(shipped, "_stage2_rate", lambda *_: (1.0, 0.0))
     monkeypatch.setattr(shipped, "_cold_start", lambda *_: {"ask": 1.0, "import torch": 1.0})
-    monkeypatch.setattr(shipped, "grid_costs", lambda preset, parts: asked.append(parts.folder) or {})
+    monkeypatch.setattr(shipped, "grid_costs", lambda preset, parts, *_, **__: asked.append(parts.folder) or {})
     figures = shipped.run_bench("anywhere/tiny", peer=False)
     assert asked == [inspect.signature(ablate).parameters["parts"].default] == [STUDY_PARTS]
     assert 0.1 < figures["peak memory of this process, GiB"] < 64

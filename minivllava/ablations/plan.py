@@ -6,14 +6,15 @@ of the preset's own language model, timed for a second; where cells of an arm ar
 
 import time
 from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 
-from minivllava.ablations.cell import tuning_steps
+from minivllava.ablations.cell import run_cell, tuning_steps
 from minivllava.ablations.parts import Parts, part_key
 from minivllava.ablations.records import mixture_share, scaled_steps
 from minivllava.ablations.runner import grid, read_cell
-from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
+from minivllava.ablations.settings import Settings, base_settings, digest
 from minivllava.ablations.study import load_study, study_names
 from minivllava.config import LanguageConfig, VisionConfig
 from minivllava.models.language import LanguageModel
@@ -82,27 +83,33 @@ def plan_study(
     return StudyPlan(study.name, study.title, tuple(plans), missing)
 
 
-def grid_costs(preset: str, parts: Parts, seeds: int = 5) -> dict[str, float]:
-    """For `minivllava bench`: minutes of one cell, and of all studies by one process, by name.
+def grid_costs(preset: str, parts: Parts, known: dict[str, dict], seeds: int = 5, run: bool = False) -> dict:
+    """For `minivllava bench`: how many cells all studies have, what one takes and what all take here, and what the
+    known ones took where they were computed (machine -> how many, and the median of their minutes).
 
-    Measured where cells are finished in the store, else estimated; the names say which.
+    All is estimated but for the known ones; with `run` one cell is computed, and timed.
     """
     settings = base_settings(preset)
     rate = measured_rate(settings.model.language, parts.device)
     counted: set[str] = set()
     plans = [plan_study(load_study(name), settings, seeds, parts, rate, {}, counted) for name in study_names()]
-    cell = read_cell(parts.store, cell_key(replace(settings, baselines=True), 0, parts.fingerprint))
-    minutes = cell["seconds"] / 60 if cell else cell_operations(settings) / rate / 60
-    every = sum(arm.minutes * arm.cells for plan in plans for arm in plan.arms)
-    before = sum(sum(plan.parts.values()) for plan in plans)
-    how = "measured" if cell else "estimated"
-    finished, cells = (sum(getattr(arm, n) for plan in plans for arm in plan.arms) for n in ("finished", "cells"))
-    return {
-        f"ablations, {preset}: minutes of one cell, {how}": round(minutes, 2),
-        f"ablations, {preset}: minutes of all {cells} cells of {seeds} seeds, one process, {finished} measured": round(
-            every + before, 1
+    took: dict[str, list[float]] = {}
+    for cell in known.values():
+        took.setdefault(cell["made_with"]["machine"], []).append(cell["seconds"] / 60)
+    costs = {
+        "cells of all studies": sum(arm.cells for plan in plans for arm in plan.arms),
+        "minutes of one cell, estimated": round(cell_operations(settings) / rate / 60, 2),
+        "minutes of all by one process, estimated": round(
+            sum(arm.minutes * arm.cells for plan in plans for arm in plan.arms)
+            + sum(sum(plan.parts.values()) for plan in plans)
         ),
+        "cells of data/results, and their minutes": {
+            machine: [len(minutes), round(median(minutes), 2)] for machine, minutes in sorted(took.items())
+        },
     }
+    if run:
+        costs["minutes of one cell, computed"] = round(run_cell(settings, 0, parts)["seconds"] / 60, 2)
+    return {f"ablations, {preset}, {seeds} seeds: {name}": value for name, value in costs.items()}
 
 
 def cell_steps(settings: Settings) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product
 from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
+from minivllava.models.checkpoint import usable_device
 from minivllava.models.language import LanguageModel
 from minivllava.models.memory import require_memory
 from minivllava.models.pretrained import recompute
@@ -62,14 +63,10 @@ def run_gpu_bench(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("This machine has no CUDA GPU: leave --gpu out, or run it on one that has.")
+    usable_device(device)
     need_peer(config)
     model = comparable(random_model(config, device, dtype))
-    place = torch.device(device)
-    limits = {
-        "copy, bytes/s": copy_bandwidth(place, 2**31 if device == "cuda" else 2**24),
-        "product, operations/s": product_rate(place, dtype, 8192 if device == "cuda" else 256),
-        "data sheet, operations/s": peak_rate(place),
-    }
+    limits = machine_limits(torch.device(device), dtype)
     peak = limits["data sheet, operations/s"] or limits["product, operations/s"]
     peer = peer_of(model)
     rows = []
@@ -80,24 +77,40 @@ def run_gpu_bench(
     return {
         **environment(), "dtype": str(dtype).removeprefix("torch."), "weights": "random",
         "parameters": sum(p.numel() for p in model.parameters()),
-        "limits": limits, "rows": rows,
+        "limits": limits, "floor": floor(config, peak, limits["copy, bytes/s"]), "rows": rows,
     }  # fmt: skip
 
 
-def floor(config: ModelConfig) -> dict[str, float]:
+def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float | None]:
+    """What the machine can do at best, as measured now, and by its data sheet where that is known."""
+    gpu = device.type == "cuda"
+    return {
+        "copy, bytes/s": copy_bandwidth(device, 2**31 if gpu else 2**26),
+        "product, operations/s": product_rate(device, dtype, 8192 if gpu else 1024),
+        "data sheet, operations/s": peak_rate(device),
+    }
+
+
+def floor(config: ModelConfig, operations: float | None = None, bandwidth: float | None = None) -> dict[str, float]:
     """What the cells cannot do without, counted from the sizes alone: operations, and the bytes that decoding reads.
 
-    For one conversation about one clip, in a dtype of two bytes. Raises ConfigError for a model that has no peer.
+    For one conversation about one clip, in a dtype of two bytes. operations, bandwidth: of a device per second, to say
+    also how many milliseconds that takes at least. Raises ConfigError for a model that has no peer.
     """
     need_peer(config)
     frames, language = config.video.frames, config.language
     positions = config.visual_tokens("video", frames) + WORDS
-    return {
+    needed = {
         "prefill, operations": prefill_work(config, frames, WORDS),
         "decode, bytes a token": (decoder_weights(language) + cache_numbers(language, positions)) * 2,
         "stage 1, operations": training_work(config, frames, WORDS, LEARNED, 1),
         "stage 2, operations": training_work(config, frames, WORDS, LEARNED, 2),
     }
+    if operations and bandwidth:
+        for name, amount in list(needed.items()):
+            rate = bandwidth if "bytes" in name else operations
+            needed[f"{name.partition(',')[0]}, ms at least"] = 1000 * amount / rate
+    return needed
 
 
 def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> VideoLLaVA:

@@ -7,26 +7,28 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from minivllava.ablations import STUDY_PARTS
+from minivllava.ablations import RESULTS, STUDY_PARTS
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import grid_costs
+from minivllava.ablations.results import shared_cells
 from minivllava.bench.peers import comparable, compare
 from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
 from minivllava.data.dataset import load_records
-from minivllava.models.checkpoint import load_vllava
+from minivllava.models.checkpoint import load_vllava, need_tokenizer
 from minivllava.presets import preset
 from minivllava.provenance import environment, peak_memory
 from minivllava.training.stages import stage2
 
 
-def run_bench(checkpoint: str | Path, steps: int = 30, peer: bool = True) -> dict:
+def run_bench(checkpoint: str | Path, steps: int = 30, peer: bool = True, cell: bool = False) -> dict:
     """Figures by name; each name says its unit. `steps` training steps are timed, the first three dropped.
 
     peer: also `rows`, of the same weights and inputs through `transformers` (see `peers.compare`), and how far its
-    logits are from ours.
+    logits are from ours. cell: also computes one cell of the studies of preset tiny, in minutes.
     """
     model = load_vllava(checkpoint)  # what cannot be read, or has no peer, is said before the world is made
+    need_tokenizer(model.tokenizer, checkpoint)
     if peer:
         comparable(model)
     world = build_world(WorldConfig(
@@ -43,7 +45,9 @@ def run_bench(checkpoint: str | Path, steps: int = 30, peer: bool = True) -> dic
     figures["ask: seconds from cold start to answer"] = round(seconds["ask"], 2)
     figures["ask: share spent on importing torch"] = round(seconds["import torch"] / seconds["ask"], 2)
     if STUDY_PARTS.is_dir():
-        figures |= grid_costs("tiny", Parts(STUDY_PARTS, "runs/ablations", progress=False))
+        with tempfile.TemporaryDirectory() as store:
+            parts = Parts(STUDY_PARTS, store, progress=False)
+            figures |= grid_costs("tiny", parts, shared_cells(RESULTS), run=cell)
     figures["peak memory of this process, GiB"] = round(peak_memory(), 2)
     if peer:
         compared = compare(model)

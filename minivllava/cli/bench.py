@@ -14,6 +14,7 @@ def bench(
     checkpoint: Annotated[Path, typer.Argument(help="A finished checkpoint.")] = Path("data/pretrained/tiny"),
     steps: Annotated[int, typer.Option(min=4, help="Training steps to time.")] = 30,
     peer: Annotated[bool, typer.Option(help="Also run the same weights and inputs through `transformers`.")] = True,
+    cell: Annotated[bool, typer.Option("--cell", help="Also compute one cell of the studies, in minutes.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Instead: the preset's sizes, random weights, on a GPU.")] = False,
     preset: Preset = "paper",
     device: Annotated[
@@ -21,7 +22,7 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ):
-    """Measure speed and memory.
+    """Measure speed and memory. Takes a few minutes on two CPU cores; prints at the end.
 
     Training with and without cached features, the wait for data, the first answer, and memory; then the
     same work through `transformers`. With --gpu: training steps, prefill and decode of the published 7B model's sizes;
@@ -32,11 +33,11 @@ def bench(
     else:
         from minivllava.bench import run_bench
 
-        figures = run_bench(checkpoint, steps, peer)
+        figures = run_bench(checkpoint, steps, peer, cell)
     for name, value in figures.items():
-        if name not in ("rows", "limits"):
+        if name not in ("rows", "limits", "floor"):
             print(f"{name:<52} {value}")
-    for name, value in figures.get("limits", {}).items():
+    for name, value in (figures.get("limits", {}) | figures.get("floor", {})).items():
         print(f"{name:<52} {'unknown' if value is None else f'{value:.3g}'}")
     for line in _lines(figures.get("rows", ())):
         print(line)
@@ -48,16 +49,18 @@ def _gpu_figures(preset: str, device: str | None) -> dict:
     import torch
 
     from minivllava.bench.gpu import floor, run_gpu_bench
+    from minivllava.bench.timing import H100
     from minivllava.presets import preset as preset_of
 
     config = preset_of(preset).model
     if device == "cpu":
         return run_gpu_bench(config, device, torch.float32, tokens=16)
     if device is None and not torch.cuda.is_available():
-        needed = floor(config)
+        needed = floor(config, *H100)
         print(
             "This machine has no CUDA GPU, so nothing is timed (the same cells at a small size: minivllava bench --gpu "
-            f"--device cpu --preset demo). What one conversation about one clip needs at least, preset {preset}, bf16:"
+            f"--device cpu --preset demo). What one conversation about one clip needs at least, preset {preset}, bf16, "
+            "and how long an H100 takes for that by its data sheet (989 TFLOP/s, 3.35 TB/s):"
         )
         return {name: f"{value:.3g}" for name, value in needed.items()}
     return run_gpu_bench(config, device or "cuda")

@@ -15,7 +15,7 @@ from minivllava.models.hub import Source
 from minivllava.models.huggingface import LLAMAS, language_config
 from minivllava.models.memory import require_memory
 from minivllava.models.original import is_languagebind
-from minivllava.models.pretrained import PretrainedLanguageModel, check_interface, one_line
+from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface, one_line
 from minivllava.models.projector import build_projector
 from minivllava.models.storage import read_card
 from minivllava.models.tower import VisionTower
@@ -150,7 +150,13 @@ def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
     one that is too large for the memory, before any of it is loaded."""
     stored = Weights(folder).entries
     weights = sum(torch.Size(entry.shape).numel() for name, entry in stored.items() if not name.startswith(TEXT_PARTS))
-    require_memory(weights, dtype, device, folder)
+    described = _described_weights(kind, folder)
+    if described > 1.5 * weights:  # names differ between versions of transformers, so all are compared at load
+        raise CheckpointError(
+            f"{folder} does not fit its config: config.json describes {described:,} weights and the files hold "
+            f"{weights:,}: copy it again."
+        )
+    require_memory(max(weights, described), dtype, device, folder)
     try:
         model, told = kind.from_pretrained(
             folder, output_loading_info=True, dtype=dtype, trust_remote_code=False, ignore_mismatched_sizes=True
@@ -163,6 +169,23 @@ def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
     if problems:
         raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems))}: copy it again.")
     return model.to(device)
+
+
+def _described_weights(kind, folder: Path) -> int:
+    """How many weights a config.json asks for."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = getattr(config, "vision_config", config) if kind.__name__.endswith("VisionModel") else config
+        with torch.device("meta"):
+            model = built(lambda: kind.from_config(config) if hasattr(kind, "from_config") else kind(config))
+        model.tie_weights()
+    except Exception as error:  # of many types
+        raise CheckpointError(
+            f"{folder} cannot be read by transformers ({one_line(error)}): name another model, or copy it again."
+        ) from error
+    return sum(p.numel() for p in model.parameters())
 
 
 def _card(config) -> dict:
