@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -135,7 +136,7 @@ def main():
         sys.exit(__doc__)
     try:
         errors = Golden(sys.argv[1]).errors()
-    except (OSError, MinivllavaError) as error:
+    except (OSError, ValueError, SafetensorError, MinivllavaError) as error:
         sys.exit(f"{sys.argv[1]}: {error}")
     for name, error in errors.items():
         print(f"{name:<24} {error:.1e}{'' if error <= TOLERANCE else '  TOO LARGE, OR COMPARED WITH NOTHING'}")

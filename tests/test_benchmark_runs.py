@@ -290,7 +290,7 @@ def test_llavas_questions_need_no_id_of_that_name(tmp_path):
 
 def test_a_model_that_cannot_answer_says_so(model, tmp_path):
     root = root_of("pope", tmp_path)
-    with pytest.raises(ConfigError, match="--device meta"):
+    with pytest.raises(ConfigError, match="The device meta"):
         run(model, "pope", root, tmp_path / "out", device="meta")
     mute = shutil.copytree(model, tmp_path / "mute")
     card = json.loads((mute / "config.json").read_text())

@@ -229,6 +229,39 @@ def test_the_ports_switches(tmp_path, changes):
     torch.testing.assert_close(ours(loaded, *CASES["video"]), theirs(model, *CASES["video"]), **CLOSE)
 
 
+def test_encoders_of_another_kind_are_refused():
+    """Swapped, the video encoder's temporal attention would be gone without a word."""
+    image, video, depth = (GOLDEN / f"LanguageBind_{name}" for name in ("Image", "Video_merge", "Depth"))
+    for encoders, words in (
+        ({"image_encoder": video, "video_encoder": image}, ("sees videos", "image_encoder=")),
+        ({"image_encoder": depth}, ("sees depths", "LanguageBind's of images")),
+        ({"video_encoder": image}, ("sees images", "LanguageBind's of videos")),
+    ):
+        refused(lambda folder, given=encoders: load_vllava(folder, **given), GOLDEN / "Video-LLaVA-tiny", *words)
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_read():
+    with pytest.raises(ConfigError, match="The device foo cannot be used here"):
+        load_vllava(GOLDEN / "Video-LLaVA-tiny", device="foo")
+
+
+def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = tiny_vllava()
+    save_model(model.language_model, tmp_path / "ours", "language", tokenizer=model.tokenizer)
+    report = convert(tmp_path / "ours", tmp_path / "llama", "huggingface")
+    assert (report.kind, report.lost) == ("language", [])
+    theirs, again = AutoModelForCausalLM.from_pretrained(tmp_path / "llama"), load_language(tmp_path / "llama")[0]
+    ids = torch.tensor([[1, 7, 20, 33, 5]])
+    with torch.no_grad():
+        expected = model.language_model.logits(model.language_model(model.language_model.embed(ids)))
+        torch.testing.assert_close(theirs(input_ids=ids).logits, expected, **CLOSE)
+        torch.testing.assert_close(again.logits(again(again.embed(ids))), expected, **CLOSE)
+    words = AutoTokenizer.from_pretrained(tmp_path / "llama")("a red square").input_ids
+    assert words == [model.tokenizer.bos, *model.tokenizer.encode("a red square")]
+
+
 def test_what_the_port_is(port):
     config = load_vllava(port[1]).config
     assert not config.video.temporal and config.video.activation == config.image.activation == "quick_gelu"
@@ -632,7 +665,7 @@ def test_our_other_kinds_can_be_converted(tmp_path):
     save_model(bound, tmp_path / "bound", "languagebind")
     convert(tmp_path / "bound", tmp_path / "half", dtype="float16")
     assert load_languagebind(tmp_path / "half")[0].config == bound.config
-    with pytest.raises(ConfigError, match="languagebind"):
+    with pytest.raises(ConfigError, match="holds bound encoders"):
         convert(tmp_path / "bound", tmp_path / "x", "huggingface")
     with pytest.raises(ConfigError, match="gguf"):
         convert(tmp_path / "bound", tmp_path / "x", "gguf")

@@ -24,7 +24,7 @@ from minivllava.presets import preset
 from minivllava.training import recipe as recipe_module
 from minivllava.training.language import only
 from minivllava.training.lora import lora
-from minivllava.training.plan import plan_recipe, weight_memory
+from minivllava.training.plan import PARTS, plan_recipe, weight_memory
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
 from minivllava.training.run import Run
 
@@ -230,10 +230,19 @@ def test_a_clip_that_cannot_be_decoded_stops_training_and_is_named(root, tmp_pat
 def test_the_plan_counts_and_estimates(root):
     lines = plan_recipe(replace(read_recipe("smol"), change=("stage1.batch_size=4",)), root, skip_missing=True)
     assert "language_model 134.5 M" in lines[0] and "a picture is 196 tokens, a clip 1568" in lines[0]
-    assert "stage1: 5 records, 4 pictures, 1 clips (1 files missing); 2 steps of 4" in lines[1]
-    early = plan_recipe(recipe(root), root)[1]
+    assert lines[1].startswith("sizes of the preset smol") and "SmolLM2" in lines[1]
+    assert "stage1: 5 records, 4 pictures, 1 clips (1 files missing); 2 steps of 4" in lines[2]
+    assert "hours at 300 TFLOP/s" in lines[3] and "GiB" in lines[3]
+
+
+def test_the_plan_takes_the_sizes_of_parts_that_are_here(root):
+    told = recipe(root)
+    sizes, early, *_ = plan_recipe(told, root)
     assert "6 records" in early and "(1 files missing)" in early, "the media need not be there yet"
-    assert "hours at 300 TFLOP/s" in lines[2] and "GiB" in lines[2]
+    model = recipe_module._parts(told, recipe_preset(told))
+    counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in PARTS}
+    assert all(f"{name} {count / 1e6:,.1f} M" in sizes for name, count in counts.items())
+    assert f"a picture is {model.config.visual_tokens('image')} tokens" in sizes
 
 
 @pytest.mark.parametrize("stage, rank", [("stage1", 0), ("stage2", 0), ("stage2", 4)])

@@ -12,13 +12,13 @@ from minivllava.cli.app import app
 def convert(
     source: Annotated[str, typer.Argument(help="A checkpoint folder in any layout, or a hub id.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
-    layout: Annotated[str, typer.Option(help="minivllava, or huggingface for transformers' port.")] = "minivllava",
+    layout: Annotated[str, typer.Option(help="minivllava, or huggingface for transformers.")] = "minivllava",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default as stored.")] = None,
     lossy: Annotated[bool, typer.Option("--lossy", help="Drop what the port has no place for.")] = False,
     image_encoder: Annotated[str | None, typer.Option(help="LanguageBind folder, for the original layout.")] = None,
     video_encoder: Annotated[str | None, typer.Option(help="The same for the video encoder.")] = None,
 ):
-    """Write a checkpoint as safetensors: for this project, or for `VideoLlavaForConditionalGeneration`.
+    """Write a checkpoint as safetensors: for this project, or as transformers' Video-LLaVA or LLaMA.
 
     Reads the published Video-LLaVA and LanguageBind, LLaMA models, the port to transformers, and our own folders.
 

@@ -7,20 +7,29 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.config import CLIP_MEAN, CLIP_STD, CausalLMConfig, ModelConfig, VisionTowerConfig
+from minivllava.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    CausalLMConfig,
+    LanguageConfig,
+    ModelConfig,
+    VisionConfig,
+    VisionTowerConfig,
+)
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind, need_tokenizer
 from minivllava.models.hub import Source
 from minivllava.models.huggingface import LLAMAS, language_config
 from minivllava.models.memory import require_memory
-from minivllava.models.original import is_languagebind
+from minivllava.models.original import is_languagebind, tower_config
 from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface, one_line
 from minivllava.models.projector import build_projector
 from minivllava.models.storage import read_card
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.models.weights import Weights
+from minivllava.overrides import from_dict
 
 # of a config, what says nothing about the model itself
 NOTES = (
@@ -123,6 +132,31 @@ def load_tower(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.
     return VisionTower(config, model).eval()
 
 
+def part_config(folder: str | Path, kind: str):
+    """The config of the "image" or "video" encoder or of the "language" model in a folder, without its weights.
+
+    Raises CheckpointError, ConfigError.
+    """
+    source = Source.find(folder)
+    card, where = source.card, source.folder / "config.json"
+    if "format" in card:
+        config = card["config"]
+        return (
+            from_dict(LanguageConfig, config)
+            if kind == "language"
+            else from_dict(VisionConfig, config["encoders"][kind])
+        )
+    if kind != "language":
+        if is_languagebind(card):
+            return tower_config(source)
+        return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
+    if _is_our_decoder(card):
+        return language_config(card, where)
+    theirs = _their_config(source.folder)
+    text = theirs.get_text_config()
+    return CausalLMConfig(_card(theirs), text.vocab_size, text.max_position_embeddings, text.hidden_size)
+
+
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
     """A Video-LLaVA of these encoders and this language model; its projector is new (seed 0).
 
@@ -173,11 +207,8 @@ def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
 
 def _described_weights(kind, folder: Path) -> int:
     """How many weights a config.json asks for."""
-    import transformers
-
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        config = getattr(config, "vision_config", config) if kind.__name__.endswith("VisionModel") else config
+        config = _their_config(folder, vision=kind.__name__.endswith("VisionModel"))
         with torch.device("meta"):
             model = built(lambda: kind.from_config(config) if hasattr(kind, "from_config") else kind(config))
         model.tie_weights()
@@ -186,6 +217,14 @@ def _described_weights(kind, folder: Path) -> int:
             f"{folder} cannot be read by transformers ({one_line(error)}): name another model, or copy it again."
         ) from error
     return sum(p.numel() for p in model.parameters())
+
+
+def _their_config(folder: Path, vision: bool = False):
+    """A config of `transformers`; of a model that sees and reads, that of its vision tower."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return getattr(config, "vision_config", config) if vision else config
 
 
 def _card(config) -> dict:

@@ -178,6 +178,7 @@ def load_language(
 def _build(model_type, config, source: Source, parts: Callable, device, dtype, **arguments) -> nn.Module:
     """Builds a model on the meta device, asks for the memory, checks shapes, then puts the weights in."""
     dtype = as_dtype(dtype)
+    usable_device(device)
     with torch.device("meta"), WithoutFirstWeights():
         model = _described(source, lambda: model_type(config, **arguments))
     require_memory(count_weights(model), dtype, device, source.name)
@@ -192,14 +193,14 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
-def usable_device(device: str | None) -> str:
+def usable_device(device: str | torch.device | None) -> str | torch.device:
     """A device by its name; by default a GPU where there is one. Raises ConfigError for one that is not there."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"--device {device} cannot be used here ({reason}): try --device cpu.") from error
+        raise ConfigError(f"The device {device} cannot be used here ({reason}): use another, such as cpu.") from error
     return device
 
 

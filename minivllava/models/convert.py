@@ -1,4 +1,4 @@
-"""Checkpoints written for others: in our layout from any that can be read, or as `transformers` reads its port.
+"""Checkpoints written for others: in our layout from any that can be read, or in those of `transformers`.
 
 The port has no place for some of what is here: temporal attention, clips without CLS, other projectors. Such a
 model is written for it only when the caller says that the loss is meant.
@@ -19,6 +19,7 @@ from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models import huggingface
 from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind, load_vllava, save_model
 from minivllava.models.hub import Source
+from minivllava.models.language import LanguageModel
 from minivllava.models.original import is_languagebind
 from minivllava.models.storage import gathered, save_shards, write_folder
 from minivllava.models.vllava import VideoLLaVA
@@ -42,7 +43,8 @@ def convert(
 ) -> Report:  # fmt: skip
     """Writes a checkpoint, in whatever layout it is, as safetensors in another one.
 
-    layout: "minivllava", or "huggingface" for `VideoLlavaForConditionalGeneration`. dtype: by default the one that
+    layout: "minivllava", or "huggingface" for `VideoLlavaForConditionalGeneration` and, of a language model alone,
+    `LlamaForCausalLM`. dtype: by default the one that
     most of the weights are stored in. lossy: drop what the layout has no place for. options: those of
     `load_vllava`. Raises CheckpointError for a checkpoint that cannot be read, or not be written without a loss.
     """
@@ -52,8 +54,10 @@ def convert(
         raise ConfigError(f"{out} is there already: name a new folder, or delete that one.")
     found = Source.find(source)
     kind = _kind(found)
-    if kind != "video-llava" and (layout != "minivllava" or options):
-        raise ConfigError(f"{source} is a {kind} checkpoint: only a whole Video-LLaVA has that layout or option.")
+    if kind == "languagebind" and layout != "minivllava":
+        raise ConfigError(f"{source} holds bound encoders: transformers has no place for them, only for whole models.")
+    if kind != "video-llava" and options:
+        raise ConfigError(f"{source} is a {kind} checkpoint: only a whole Video-LLaVA takes {', '.join(options)}.")
     numbers = as_dtype(dtype) if dtype else stored_dtype(found)
     if kind == "video-llava":
         model = load_vllava(source, dtype=numbers, **options)
@@ -62,7 +66,7 @@ def convert(
         model, tokenizer = (load_languagebind if kind == "languagebind" else load_language)(source, dtype=numbers)
     try:
         if layout == "huggingface":
-            return save_port(model, out, lossy=lossy)
+            return save_llama(model, out, tokenizer) if kind == "language" else save_port(model, out, lossy=lossy)
         save_model(model, out, kind, tokenizer=tokenizer, notes={"converted_from": str(source)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} cannot be written ({error}): name another folder, or make room.") from error
@@ -147,19 +151,44 @@ def save_port(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = N
             tensors[name] = _with_rows(tensors[name], vocabulary)
     names = huggingface.names(tensors, tower="vision_model.")
     card = huggingface.port_card(config, vocabulary, tokens, dtype or next(model.parameters()).dtype)
-    bos, eos = (model.tokenizer.bos, model.tokenizer.eos) if model.tokenizer else (1, 2)
-    card["text_config"] |= {"bos_token_id": bos, "eos_token_id": eos}
+    card["text_config"] |= _ends(model.tokenizer)
+    files = {"config": card, "generation_config": _ends(model.tokenizer)} | huggingface.processor_cards(config)
+    renamed = {names[name]: tensor for name, tensor in tensors.items()}
+    _write(path, renamed, files, model.tokenizer and port_tokenizer(model.tokenizer, tokens), dtype)
+    return Report("video-llava", len(tensors), lost)
+
+
+def save_llama(
+    model: LanguageModel, path: str | Path, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
+) -> Report:
+    """Writes a language model as `LlamaForCausalLM`, all or nothing; with its tokenizer, where it has one."""
+    tensors = {name: t for name, t in gathered(model.state_dict()).items() if name not in model.tied}
+    names = huggingface.language_names(tensors)
+    dtype_name = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
+    card = huggingface.language_card(model.config, model.config.vocab_size) | _ends(tokenizer)
+    card |= {"architectures": ["LlamaForCausalLM"], "dtype": dtype_name, "torch_dtype": dtype_name}
+    files = {"config": card, "generation_config": _ends(tokenizer)}
+    renamed = {names[name]: tensor for name, tensor in tensors.items()}
+    _write(path, renamed, files, tokenizer and port_tokenizer(tokenizer, {}), dtype)
+    return Report("language", len(tensors))
+
+
+def _ends(tokenizer: Tokenizer | None) -> dict[str, int]:
+    bos, eos = (tokenizer.bos, tokenizer.eos) if tokenizer else (1, 2)
+    return {"bos_token_id": bos, "eos_token_id": eos}
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict], tokenizer, dtype: torch.dtype | None):
+    """Tensors, JSON files and a tokenizer of `transformers`, as one folder that is whole or not there."""
 
     def write(folder: Path):
-        save_shards({names[name]: tensor for name, tensor in tensors.items()}, folder, dtype, alias=False)
-        files = {"config": card, "generation_config": {"bos_token_id": bos, "eos_token_id": eos}}
-        for name, values in (files | huggingface.processor_cards(config)).items():
+        save_shards(tensors, folder, dtype, alias=False)
+        for name, values in files.items():
             (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
-        if model.tokenizer is not None:
-            port_tokenizer(model.tokenizer, tokens).save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
     write_folder(path, write)
-    return Report("video-llava", len(tensors), lost)
 
 
 def _placeholders(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, int]:

@@ -1,11 +1,13 @@
 """What a recipe will take, before it runs: records, steps, tokens, arithmetic, and the memory that weights need."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.config import ModelConfig, Preset, TrainingConfig
+from minivllava.models.backbones import part_config
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.loop import scheduled
 from minivllava.training.lora import adapted_layers
@@ -19,13 +21,14 @@ def plan_recipe(
     recipe: Recipe, root: str | Path, changes: tuple[str, ...] = (), lora: bool = False, skip_missing: bool = False,
     tflops: float = 300.0,
 ) -> list[str]:  # fmt: skip
-    """Lines that say what each stage takes, from the sizes of the recipe's preset; nothing is downloaded, and the
-    media need not be there: the JSON files are enough.
+    """Lines that say what each stage takes. Sizes are those of the recipe's parts where their folders are here, else
+    the preset's; nothing is downloaded, and the media need not be there: the JSON files are enough.
 
     tflops: what the machine sustains, for the hours (an H100 at 30 % of its bf16 peak: 300). Lengths of texts are
     estimates, and so is all that follows from them; activations are not in the memory.
     """
     base = recipe_preset(recipe, tuple(changes), lora)
+    base, elsewhere = _with_parts(base, recipe)
     with torch.device("meta"):
         model = VideoLLaVA(base.model)
     lines = [
@@ -34,6 +37,8 @@ def plan_recipe(
         + f"; a picture is {base.model.visual_tokens('image')} tokens, a clip "
         + f"{base.model.visual_tokens('video', base.model.video.frames)}"
     ]
+    if elsewhere:
+        lines.append(f"sizes of the preset {recipe.preset}, for {', '.join(elsewhere)}: not a folder here")
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
         records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
@@ -53,6 +58,15 @@ def plan_recipe(
             f"{weight_memory(model, training, name) / GIB:.1f} GiB, activations not counted",
         ]
     return lines
+
+
+def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
+    """The preset with the sizes of those parts of a recipe that are folders here, and the names of the others."""
+    parts = {"image": recipe.image_encoder, "video": recipe.video_encoder, "language": recipe.language_model}
+    here = {kind: name for kind, name in parts.items() if (Path(name) / "config.json").is_file()}
+    sizes = {kind: part_config(name, kind) for kind, name in here.items()}
+    model = replace(base.model, **sizes)
+    return replace(base, model=model), [name for kind, name in parts.items() if kind not in here]
 
 
 PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
