@@ -80,7 +80,7 @@ def _section(number: int, question: Question, results: dict[str, dict]) -> list[
                 f"| {difference(claim)} | {paper} | **{claim['verdict']}** |"
             )
     sure = "; ".join(f"{study['study']}: {confidence(study, number)}" for study in there)
-    doubt = " ".join(question.doubt.split()) if said else ""
+    doubt = _filled(question.doubt, number, results) if said else ""
     return [*lines, "", f"*How sure:* {sure}. {doubt}".rstrip()]
 
 
@@ -92,9 +92,14 @@ def answer(number: int, results: dict[str, dict]) -> str | None:
         found = [claim["verdict"] for claim in claims_of(results[study], number)] if study in results else None
         if found != [SIGNS[sign] for sign in signs]:
             return None
+    return _filled(question.answer, number, results)
+
+
+def _filled(text: str, number: int, results: dict[str, dict]) -> str:
+    """A text of questions.toml, with each {study/metric/better/than} the difference and interval of that claim."""
     said = {
         f"{study}/{claim['metric']}/{claim['better']}/{claim['than']}": difference(claim)
-        for study in question.studies
+        for study in questions()[number].studies
         for claim in results[study]["claims"]
     }
 
@@ -103,7 +108,7 @@ def answer(number: int, results: dict[str, dict]) -> str | None:
             raise ConfigError(f"The answer to question {number} names the claim {match[1]}, which no study makes.")
         return said[match[1]]
 
-    return re.sub(r"\{(.+?)\}", number_of, " ".join(question.answer.split()))
+    return re.sub(r"\{(.+?)\}", number_of, " ".join(text.split()))
 
 
 def claims_of(results: dict, question: int) -> list[dict]:

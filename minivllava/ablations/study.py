@@ -26,6 +26,7 @@ METRICS = {
     "image": "pictures",
     "video": "clips",
     "order": "clips, order of frames",
+    "video/order": "clips, order of two events",
     "pope": "POPE accuracy",
     "pope/random": "POPE random",
     "pope/popular": "POPE popular",
