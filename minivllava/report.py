@@ -11,11 +11,11 @@ from PIL import Image
 
 from minivllava import figures
 from minivllava.attention import most_focused, visual_attention
+from minivllava.checkpoints.checkpoint import load_vllava
+from minivllava.checkpoints.storage import read_card
 from minivllava.data.media import read_image, read_video
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.files import write_text
-from minivllava.models.checkpoint import load_vllava
-from minivllava.models.storage import read_card
 from minivllava.models.vllava import VideoLLaVA
 
 SHOWN, ASKED, MISTAKES = 8, 3, 4  # files of each kind, questions on each, mistakes of each kind

@@ -13,19 +13,19 @@ from tiny import tiny_config, tiny_vllava, training, write_records
 from torch import nn
 
 from minivllava.chat import Conversation, answer_prompts
-from minivllava.config import ModelConfig, TrainingConfig
-from minivllava.data.dataset import load_records
-from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models import checkpoint, memory
-from minivllava.models import quantize as quantization
-from minivllava.models.backbones import (
+from minivllava.checkpoints import checkpoint, memory
+from minivllava.checkpoints import quantize as quantization
+from minivllava.checkpoints.backbones import (
     assemble,
     load_causal_lm,
     load_encoder,
     load_language_model,
     load_tower,
 )
+from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.data.dataset import load_records
+from minivllava.data.tokenizer import Tokenizer
+from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.generate import generate
 from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 
 from minivllava import VideoLLaVA
+from minivllava.checkpoints import huggingface, storage
+from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
+from minivllava.checkpoints.storage import load_tensors, save_shards, save_tensors, write_folder
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models import huggingface, storage
-from minivllava.models.checkpoint import load_language, load_languagebind, load_vllava, save_model
 from minivllava.models.language import LanguageModel
-from minivllava.models.storage import load_tensors, save_shards, save_tensors, write_folder
 from minivllava.models.vision import VideoEncoder
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
@@ -366,7 +366,7 @@ def test_a_model_too_large_for_memory(copy, saved):
 
 
 def test_less_memory_is_free_than_the_machine_has(copy, monkeypatch):
-    from minivllava.models import memory
+    from minivllava.checkpoints import memory
 
     needed = 4 * sum(t.numel() for t in load_vllava(copy).state_dict().values())
     monkeypatch.setattr(memory, "free_memory", lambda device: needed)
@@ -378,7 +378,7 @@ def test_less_memory_is_free_than_the_machine_has(copy, monkeypatch):
 
 PEAK = """
 import resource, sys, torch
-from minivllava.models.checkpoint import load_language
+from minivllava.checkpoints.checkpoint import load_language
 torch.set_num_threads(1)
 load_language(sys.argv[1])
 def peak():

@@ -11,8 +11,8 @@ import torch
 from tiny import square, tiny_languagebind, tiny_tokenizer, tiny_vllava, write_records
 
 from minivllava import cli
+from minivllava.checkpoints.checkpoint import save_model
 from minivllava.data.media import write_image, write_video
-from minivllava.models.checkpoint import save_model
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_bad_checkpoint(refused, model):
 
 
 def test_a_device_that_holds_nothing(refused, model):
-    refused(["--device meta", "--device cpu"], "ask", model, "good.png", "What is this?", "--device", "meta")
+    refused(["The device meta", "such as cpu"], "ask", model, "good.png", "What is this?", "--device", "meta")
 
 
 def test_a_bad_checkpoint_is_refused_before_a_world_is_made(refused, model, monkeypatch):

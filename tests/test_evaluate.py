@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import tiny_vllava, write_records
 
+from minivllava.checkpoints.checkpoint import load_vllava
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import CheckpointError, ConfigError, DataError
@@ -22,7 +23,6 @@ from minivllava.evaluation.evaluate import (
     normalised,
     table,
 )
-from minivllava.models.checkpoint import load_vllava
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,10 @@ from transformers import (
 )
 
 from minivllava import VideoLLaVA
+from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
+from minivllava.checkpoints.convert import convert, save_port
+from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.original import Original
 from minivllava.cli import app
 from minivllava.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from minivllava.data.conversation import VISUAL
@@ -31,13 +35,9 @@ from minivllava.data.dataset import load_pixels
 from minivllava.data.media import frame_indices, write_video
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.checkpoint import load_language, load_languagebind, load_vllava, save_model
-from minivllava.models.convert import convert, save_port
 from minivllava.models.generate import generate
-from minivllava.models.hub import Source
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind
-from minivllava.models.original import Original
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE, VIDEO = 100, 101  # the port's placeholder ids

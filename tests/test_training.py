@@ -32,6 +32,7 @@ from tiny import (
 )
 from train_worker import run_task
 
+from minivllava.checkpoints.checkpoint import load_language, load_vllava, save_model
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media
 from minivllava.data.dataset import Conversations, load_pixels, load_records, unique_files
@@ -44,7 +45,6 @@ from minivllava.errors import (
     DivergedError,
     MediaError,
 )
-from minivllava.models.checkpoint import load_language, load_vllava, save_model
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import Loss
 from minivllava.overrides import override

@@ -7,9 +7,9 @@ import torch
 from tiny import VISION, tiny_config, tiny_languagebind, tiny_vllava
 
 from minivllava.ablations.parts import in_time, silence_time
+from minivllava.checkpoints.checkpoint import load_vllava
 from minivllava.config import PROJECTORS, ModelConfig
 from minivllava.errors import ConfigError
-from minivllava.models.checkpoint import load_vllava
 from minivllava.models.projector import pool_clip
 from minivllava.models.vision import ImageEncoder
 from minivllava.overrides import from_dict, to_dict

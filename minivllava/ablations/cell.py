@@ -16,9 +16,9 @@ from torch import Tensor
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.records import POPE, Data, DepthData, scaled_steps
 from minivllava.ablations.settings import Settings, cell_key
+from minivllava.checkpoints.storage import load_tensors, save_tensors, write_folder
 from minivllava.evaluation.evaluate import accuracy, evaluate, majority
 from minivllava.evaluation.metrics import yes_no
-from minivllava.models.storage import load_tensors, save_tensors, write_folder
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment, peak_memory
 from minivllava.training.stages import stage1, stage2, visual_loader

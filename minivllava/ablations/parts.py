@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from minivllava.ablations.records import depth_captions
 from minivllava.ablations.settings import VERSION, Settings, align_world, digest, text_world
+from minivllava.checkpoints.checkpoint import load_language, load_languagebind
+from minivllava.checkpoints.storage import load_tensors, save_tensors, write_folder
 from minivllava.config import ModelConfig, VisionConfig
 from minivllava.data import build
 from minivllava.data.build import build_world
@@ -28,10 +30,8 @@ from minivllava.data.cache import VERSION as CACHE_VERSION
 from minivllava.data.cache import cache_media, weights_fingerprint
 from minivllava.data.dataset import load_records, unique_files
 from minivllava.errors import ConfigError
-from minivllava.models.checkpoint import load_language, load_languagebind
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.projector import build_projector
-from minivllava.models.storage import load_tensors, save_tensors, write_folder
 from minivllava.models.vision import VideoEncoder
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment

@@ -32,11 +32,11 @@ from minivllava.bench.peers import (
 )
 from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product_rate, ratios
 from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
+from minivllava.checkpoints.checkpoint import usable_device
+from minivllava.checkpoints.memory import require_memory
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
-from minivllava.models.checkpoint import usable_device
 from minivllava.models.language import LanguageModel
-from minivllava.models.memory import require_memory
 from minivllava.models.pretrained import recompute
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from minivllava.bench.timing import in_turns, ratios
+from minivllava.checkpoints.huggingface import names, port_card, spelling
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.data.conversation import IGNORE
 from minivllava.errors import ConfigError
 from minivllava.evaluation.port import without_temporal_attention
 from minivllava.models.generate import generate
-from minivllava.models.huggingface import names, port_card, spelling
 from minivllava.models.pretrained import built
 from minivllava.models.vllava import VideoLLaVA
 

@@ -39,7 +39,7 @@ def main_goes_on() -> bool:
     """
     import torch.distributed as dist
 
-    from minivllava.models.storage import is_main_process
+    from minivllava.checkpoints.storage import is_main_process
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

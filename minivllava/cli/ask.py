@@ -30,7 +30,7 @@ def load_model(checkpoint: str, device: str | None = None, dtype: str | None = N
     """The Video-LLaVA that these options name. Raises ConfigError for a device that is not there, CheckpointError."""
     import torch
 
-    from minivllava.models.checkpoint import need_tokenizer, usable_device
+    from minivllava.checkpoints.checkpoint import need_tokenizer, usable_device
     from minivllava.models.vllava import VideoLLaVA
 
     device = usable_device(device)

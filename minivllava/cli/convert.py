@@ -24,7 +24,7 @@ def convert(
 
     Example: minivllava convert LanguageBind/Video-LLaVA-7B video-llava-7b --dtype bfloat16
     """
-    from minivllava.models.convert import convert as convert_checkpoint
+    from minivllava.checkpoints.convert import convert as convert_checkpoint
 
     encoders = {"image_encoder": image_encoder, "video_encoder": video_encoder}
     given = {name: folder for name, folder in encoders.items() if folder is not None}

@@ -43,8 +43,8 @@ def data(
         raise DataError(f"{out} is there already: name a new folder, or delete that one.")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"{sheet} is no name of a PNG: end it in .png.")
+    from minivllava.checkpoints.storage import write_folder
     from minivllava.data.build import build_world
-    from minivllava.models.storage import write_folder
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 

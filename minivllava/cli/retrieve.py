@@ -36,6 +36,7 @@ def retrieve(
     Recall@1, 5 and 10 both ways over the embedded world's test scenes, and top-1 accuracy over scenes of one thing;
     or over pairs of your own with --data. Ties count against the model.
     """
+    from minivllava.checkpoints.checkpoint import load_languagebind, need_tokenizer, usable_device
     from minivllava.evaluation.pairs import FOLDERS, read_pairs, world_pairs
     from minivllava.evaluation.retrieval import (
         TEMPLATES,
@@ -46,7 +47,6 @@ def retrieve(
         retrieval,
     )
     from minivllava.files import write_json
-    from minivllava.models.checkpoint import load_languagebind, need_tokenizer, usable_device
 
     if data is None and modality not in FOLDERS:
         raise ConfigError(f"The embedded world has no {modality}; choose one of {', '.join(FOLDERS)}, or name --data.")

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
+from minivllava.checkpoints.checkpoint import need_tokenizer, usable_device
 from minivllava.errors import ContextLengthError, DataError, MediaError
 from minivllava.evaluation.answering import Answerer, Asked
 from minivllava.evaluation.benchmarks import JUDGED, Benchmark
 from minivllava.evaluation.benchmarks.judge import Judge
 from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log
 from minivllava.files import write_json, write_text
-from minivllava.models.checkpoint import need_tokenizer, usable_device
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 

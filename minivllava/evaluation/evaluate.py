@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from minivllava.chat import answer_prompts
+from minivllava.checkpoints.storage import read_card
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.conversation import PLACEHOLDERS, placeholders
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import ConfigError, DataError
 from minivllava.files import write_json
-from minivllava.models.storage import read_card
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from itertools import groupby
 
+from minivllava.checkpoints.checkpoint import need_tokenizer
 from minivllava.data.conversation import placeholders
 from minivllava.data.media import media_kind
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.answering import Answerer, Asked
-from minivllava.models.checkpoint import need_tokenizer
 from minivllava.models.vllava import VideoLLaVA
 
 NAME, PATH = "minivllava", "minivllava.evaluation.lmms_eval.Minivllava"

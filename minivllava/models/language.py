@@ -228,7 +228,7 @@ class LanguageModel(nn.Module):
     @classmethod
     def from_pretrained(cls, path, **options) -> "LanguageModel":
         """Loads a checkpoint folder or hub id; its tokenizer is in `.tokenizer`. See `checkpoint.load_language`."""
-        from minivllava.models.checkpoint import load_language
+        from minivllava.checkpoints.checkpoint import load_language
 
         model, tokenizer = load_language(path, **options)
         model.tokenizer = tokenizer

@@ -74,9 +74,9 @@ class LanguageBind(nn.Module):
     def from_pretrained(cls, path: str | Path, **options) -> "LanguageBind":
         """Loads a checkpoint folder or hub id, of this project or of LanguageBind; its tokenizer is in `.tokenizer`.
 
-        See `minivllava.models.checkpoint.load_languagebind`.
+        See `minivllava.checkpoints.checkpoint.load_languagebind`.
         """
-        from minivllava.models.checkpoint import load_languagebind
+        from minivllava.checkpoints.checkpoint import load_languagebind
 
         model, tokenizer = load_languagebind(path, **options)
         model.tokenizer = tokenizer

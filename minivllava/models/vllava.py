@@ -161,13 +161,13 @@ class VideoLLaVA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options) -> "VideoLLaVA":
-        """Loads a checkpoint folder. See `minivllava.models.checkpoint.load_vllava`."""
-        from minivllava.models.checkpoint import load_vllava
+        """Loads a checkpoint folder. See `minivllava.checkpoints.checkpoint.load_vllava`."""
+        from minivllava.checkpoints.checkpoint import load_vllava
 
         return load_vllava(path, **options)
 
     def save_pretrained(self, path: str | Path, **options):
-        """Writes a checkpoint folder. See `minivllava.models.checkpoint.save_vllava`."""
-        from minivllava.models.checkpoint import save_vllava
+        """Writes a checkpoint folder. See `minivllava.checkpoints.checkpoint.save_vllava`."""
+        from minivllava.checkpoints.checkpoint import save_vllava
 
         save_vllava(self, path, **options)

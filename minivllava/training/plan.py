@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivllava.checkpoints.backbones import part_config
 from minivllava.config import ModelConfig, Preset, TrainingConfig
-from minivllava.models.backbones import part_config
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.loop import scheduled
 from minivllava.training.lora import adapted_layers

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from minivllava.checkpoints.backbones import assemble, load_encoder, load_language_model
+from minivllava.checkpoints.checkpoint import load_vllava, save_vllava
 from minivllava.config import Preset
 from minivllava.data.dataset import Conversations, load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
-from minivllava.models.backbones import assemble, load_encoder, load_language_model
-from minivllava.models.checkpoint import load_vllava, save_vllava
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset

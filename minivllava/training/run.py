@@ -17,13 +17,7 @@ from pathlib import Path
 
 import torch
 
-from minivllava.config import ModelConfig, Preset, TrainingConfig
-from minivllava.data.build import build_world
-from minivllava.data.cache import weights_fingerprint
-from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
-from minivllava.errors import CheckpointError, ConfigError
-from minivllava.files import write_json
-from minivllava.models.checkpoint import (
+from minivllava.checkpoints.checkpoint import (
     load_language,
     load_languagebind,
     load_vllava,
@@ -31,9 +25,15 @@ from minivllava.models.checkpoint import (
     save_model,
     save_vllava,
 )
+from minivllava.checkpoints.storage import is_main_process, read_card
+from minivllava.config import ModelConfig, Preset, TrainingConfig
+from minivllava.data.build import build_world
+from minivllava.data.cache import weights_fingerprint
+from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
+from minivllava.errors import CheckpointError, ConfigError
+from minivllava.files import write_json
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
-from minivllava.models.storage import is_main_process, read_card
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment

@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minivllava.config import TrainingConfig
-from minivllava.errors import CheckpointError
-from minivllava.models.storage import (
+from minivllava.checkpoints.storage import (
     check_tensors,
     gathered,
     load_tensors,
@@ -17,6 +15,8 @@ from minivllava.models.storage import (
     save_tensors,
     write_folder,
 )
+from minivllava.config import TrainingConfig
+from minivllava.errors import CheckpointError
 from minivllava.overrides import to_dict
 
 

@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivllava.checkpoints import huggingface
+from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.memory import require_memory
+from minivllava.checkpoints.original import Original, is_languagebind, languagebind_config, languagebind_parts
+from minivllava.checkpoints.storage import gathered, save_shards, write_folder
+from minivllava.checkpoints.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
 from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models import huggingface
-from minivllava.models.hub import Source
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
-from minivllava.models.memory import require_memory
-from minivllava.models.original import Original, is_languagebind, languagebind_config, languagebind_parts
-from minivllava.models.storage import gathered, save_shards, write_folder
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.models.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
 from minivllava.overrides import from_dict, to_dict
 
 FORMAT = "minivllava/1"
@@ -118,8 +118,8 @@ def load_vllava(
     else:
         raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
     if quantize is not None:
-        from minivllava.models.quantize import quantize as round_weights
-        from minivllava.models.quantize import require_rounded_memory, require_torchao
+        from minivllava.checkpoints.quantize import quantize as round_weights
+        from minivllava.checkpoints.quantize import require_rounded_memory, require_torchao
 
         require_torchao(quantize)
     unknown = set(switches) - set(SWITCHES)

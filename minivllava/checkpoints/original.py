@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.huggingface import language_config, refuse_unless, vision_config
+from minivllava.checkpoints.names import LLAMA, TEXT, VISION, names_under
+from minivllava.checkpoints.weights import Part, Weights
 from minivllava.config import ModelConfig, TextConfig, VisionConfig
 from minivllava.errors import CheckpointError
-from minivllava.models.hub import Source
-from minivllava.models.huggingface import language_config, refuse_unless, vision_config
 from minivllava.models.languagebind import LanguageBindConfig
 from minivllava.models.layers import ACTIVATIONS
-from minivllava.models.names import LLAMA, TEXT, VISION, names_under
-from minivllava.models.weights import Part, Weights
 
 CLIP_TEXT = {  # what LanguageBind takes for fields that a config.json leaves out
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,

@@ -7,6 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivllava.checkpoints.checkpoint import as_dtype, load_language, load_languagebind, need_tokenizer
+from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.huggingface import LLAMAS, language_config
+from minivllava.checkpoints.memory import require_memory
+from minivllava.checkpoints.original import is_languagebind, tower_config
+from minivllava.checkpoints.storage import read_card
+from minivllava.checkpoints.weights import Weights
 from minivllava.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -18,17 +25,10 @@ from minivllava.config import (
 )
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind, need_tokenizer
-from minivllava.models.hub import Source
-from minivllava.models.huggingface import LLAMAS, language_config
-from minivllava.models.memory import require_memory
-from minivllava.models.original import is_languagebind, tower_config
 from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface, one_line
 from minivllava.models.projector import build_projector
-from minivllava.models.storage import read_card
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.models.weights import Weights
 from minivllava.overrides import from_dict
 
 # of a config, what says nothing about the model itself

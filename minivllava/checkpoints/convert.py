@@ -13,17 +13,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from minivllava.checkpoints import huggingface
+from minivllava.checkpoints.checkpoint import as_dtype, load_language, load_languagebind, load_vllava, save_model
+from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.original import is_languagebind
+from minivllava.checkpoints.storage import gathered, save_shards, write_folder
+from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models import huggingface
-from minivllava.models.checkpoint import as_dtype, load_language, load_languagebind, load_vllava, save_model
-from minivllava.models.hub import Source
 from minivllava.models.language import LanguageModel
-from minivllava.models.original import is_languagebind
-from minivllava.models.storage import gathered, save_shards, write_folder
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.models.weights import Weights
 
 LAYOUTS = ("minivllava", "huggingface")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from minivllava.checkpoints.names import LLAMA, VISION, names_under
 from minivllava.config import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig, RopeScaling, VisionConfig
 from minivllava.errors import CheckpointError
 from minivllava.models.layers import ACTIVATIONS
-from minivllava.models.names import LLAMA, VISION, names_under
 
 LLAMAS = ("llama", "mistral")  # model types that are this decoder
 # what `transformers` takes for fields that a config.json leaves out

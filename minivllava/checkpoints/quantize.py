@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivllava.checkpoints.memory import require_bytes
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
-from minivllava.models.memory import require_bytes
 from minivllava.models.pretrained import linear_layers, one_line
 from minivllava.models.vllava import VideoLLaVA
 

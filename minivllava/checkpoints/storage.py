@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minivllava.checkpoints.weights import raise_problems
 from minivllava.errors import CheckpointError
-from minivllava.models.weights import raise_problems
 
 SHARD_BYTES = 5_000_000_000
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from minivllava.checkpoints.storage import read_card
 from minivllava.errors import CheckpointError
-from minivllava.models.storage import read_card
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # what is small comes first: sizes are known, and refused, before gigabytes are downloaded
