@@ -48,7 +48,7 @@ class VisionConfig:
     temporal: bool = False
     frames: int = 8  # length of the learned temporal embedding; other lengths are interpolated
     patch_dropout: float = 0.0  # share of patches hidden while training (LanguageBind: 0.3 for video, 0.5 for depth)
-    masked: float = 0.0  # share hidden at all times, as `transformers` runs a masked autoencoder (0.75)
+    masked: float = 0.0  # share hidden at inference too, as `transformers` runs the ablation's masked autoencoder
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -357,7 +357,7 @@ class Preset:
     align_video: TrainingConfig  # video encoder onto the frozen text encoder
     stage1: TrainingConfig  # projector only, captions
     stage2: TrainingConfig  # projector and language model, conversations
-    pictures_first: float = 0.0  # share of stage 2's steps, its first, without clips: looking is learned on short ones
+    pictures_first: float = 0.0  # share of stage 2, from its start, without clips: short conversations teach to look
 
     def __post_init__(self):
         if not 0 <= self.pictures_first <= 1:

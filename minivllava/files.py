@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, whenever a program that writes them is stopped."""
+"""Files written all or nothing: whoever reads one finds the old one, the new one or none, never half."""
 
 import json
 import os

@@ -103,7 +103,8 @@ def _small() -> Preset:
 
 
 def _paper() -> Preset:
-    """Video-LLaVA-7B and its recipe (Table 7; LanguageBind's Table 11 for the alignment)."""
+    """Video-LLaVA-7B and its recipe: stage 1 and 2 of Table 7, align_video of LanguageBind's Table 11. The paper trains
+    neither the image encoder (OpenCLIP) nor the language model (Vicuna) itself: these two steps are stand-ins."""
     align = TrainingConfig(
         steps=75_500, batch_size=640, learning_rate=1e-4, weight_decay=0.2, warmup=2000 / 75_500, precision="bf16"
     )

@@ -4,7 +4,7 @@ runs/ablations/
     cells/KEY.json    finished cells; KEY is the hash of a cell's settings, seed and shipped weights
     parts/ models/    what cells start from, trained once
     unfinished/       training states of cells that were interrupted
-    locks/            who is at what
+    locks/            which process computes what
 
 Several processes share a grid: each takes the next cell that nobody has locked. That is how `--processes` and
 `accelerate launch` use several cores or GPUs, or fill one GPU with all seeds of an arm at once. A cell computes the

@@ -40,7 +40,7 @@ class Settings:
     world: WorldConfig
     stage1: TrainingConfig
     stage2: TrainingConfig
-    align_image: TrainingConfig  # of encoders that are trained for a study; so long do MAE and depth train, too
+    align_image: TrainingConfig  # of encoders that are trained for a study; MAE and depth encoders train as long
     align_video: TrainingConfig
     language: TrainingConfig
     data1: Mixture = Mixture()

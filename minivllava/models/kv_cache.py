@@ -96,7 +96,8 @@ class KVCache:
         return [LayerCache(keys, values, places, mask, causal) for keys, values in zip(*layers, strict=True)]
 
     def _range(self, positions: Tensor) -> tuple[int, int]:
-        """The first and the last of the positions; in a full cache they may be any, and the device is not asked."""
+        """The first and the last of the positions. Where all of the cache is read they may be any: to ask the device
+        would make the CPU wait for it."""
         if self.used == self.size:
             return 0, self.size - 1
         return tuple(int(position) for position in positions.aminmax())

@@ -17,7 +17,7 @@ def rotary_angles(
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of every position's angles, for `rotate`. positions (b, s) -> two (b, 1, s, e).
 
-    The sines that a head's first half is multiplied with come negated: that is the rotation's minus sign.
+    The first half of the sines is negated: the minus sign of a rotation, (x cos - y sin, y cos + x sin).
     """
     exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
     angles = positions.float()[..., None] * scaled_frequencies(1.0 / theta**exponents, scaling)  # b s e/2

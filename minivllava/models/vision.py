@@ -140,7 +140,7 @@ class VideoEncoder(ImageEncoder):
         for layer in self.layers[:depth]:
             hidden.append(layer(hidden[-1], frames) if self.config.temporal else layer(hidden[-1]))
         hidden = [rearrange(x, "(b t) n d -> b t n d", b=clips) for x in hidden]
-        # not `post_norm(...).mean(1)` on hidden states of the middle: the original pools the last CLS only
+        # pooled: the CLS of each frame, after post_norm, averaged over frames
         return VisionOutput(self.post_norm(hidden[-1][:, :, 0]).mean(1), hidden)
 
     @torch.no_grad()
@@ -161,7 +161,8 @@ class VideoEncoder(ImageEncoder):
         return video_encoder
 
     def temporal_parameters(self) -> list[nn.Parameter]:
-        """The parameters that binding a video encoder trains: all that the image encoder lacks."""
+        """The parameters that binding a video encoder trains: all that the image encoder lacks. The released encoders
+        trained CLS and post_norm, too."""
         return [p for name, p in self.named_parameters() if "temporal" in name]
 
 

@@ -2,7 +2,7 @@
 
 `align_image` trains image and text encoders together, as CLIP was. `align_video` then freezes the text
 encoder and binds the video encoder to it: its temporal parts learn, its spatial weights stay the image
-encoder's, and a share of the patches is hidden at each step.
+encoder's (the released encoders trained CLS and post-norm, too), and a share of the patches is hidden at each step.
 
 Batches take whole families of the embedded world: a scene beside siblings that differ in one attribute. So
 the other captions of a batch cannot be told apart by colour alone, which is what lets shapes be bound.

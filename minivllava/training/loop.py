@@ -3,7 +3,8 @@
 A run is a function of (config, step): which samples step i takes, its learning rate and its random seed all
 follow from i. So a run that was stopped continues to the same weights as one that never was, and N processes
 take the same steps as one. Each batch's loss is the sum over its learned tokens divided by their number in
-the whole batch, however it is cut into processes and accumulation steps.
+the whole batch, however it is cut into processes and accumulation steps; the original's trainer averages the means of
+these parts, so that tokens of short answers weigh more.
 """
 
 import hashlib

@@ -2,7 +2,9 @@
 
 Stage 1, understanding: captions teach the shared projector; encoders and language model are frozen.
 Stage 2, instruction tuning: multi-turn conversations teach projector and language model.
-Both mix pictures and clips in every batch: that is the paper's joint training.
+Both draw pictures and clips into the same batches: that is the paper's joint training. `pictures_first` lets stage 2
+begin without clips. Batches are drawn at random; the original keeps records of text alone apart in stage 2, and groups
+each kind by length.
 """
 
 from collections.abc import Callable
