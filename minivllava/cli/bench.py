@@ -20,6 +20,8 @@ def bench(
     device: Annotated[
         str | None, typer.Option(help="With --gpu: cuda, or cpu to run the same cells at a small preset's size.")
     ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --gpu: of each cell; the median counts.")] = 5,
+    tokens: Annotated[int, typer.Option(min=1, help="With --gpu: of an answer.")] = 64,
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ):
     """Measure speed and memory. Takes a few minutes on two CPU cores; prints at the end.
@@ -29,7 +31,7 @@ def bench(
     where there is no GPU, the operations and bytes that these cannot do without.
     """
     if gpu:
-        figures = _gpu_figures(preset, device)
+        figures = _gpu_figures(preset, device, rounds, tokens)
     else:
         from minivllava.bench import run_bench
 
@@ -45,7 +47,7 @@ def bench(
         write_json(out, figures, indent=1)
 
 
-def _gpu_figures(preset: str, device: str | None) -> dict:
+def _gpu_figures(preset: str, device: str | None, rounds: int, tokens: int) -> dict:
     import torch
 
     from minivllava.bench.gpu import floor, run_gpu_bench
@@ -54,7 +56,7 @@ def _gpu_figures(preset: str, device: str | None) -> dict:
 
     config = preset_of(preset).model
     if device == "cpu":
-        return run_gpu_bench(config, device, torch.float32, tokens=16)
+        return run_gpu_bench(config, device, torch.float32, rounds, tokens)
     if device is None and not torch.cuda.is_available():
         needed = floor(config, *H100)
         print(
@@ -63,7 +65,7 @@ def _gpu_figures(preset: str, device: str | None) -> dict:
             "and how long an H100 takes for that by its data sheet (989 TFLOP/s, 3.35 TB/s):"
         )
         return {name: f"{value:.3g}" for name, value in needed.items()}
-    return run_gpu_bench(config, device or "cuda")
+    return run_gpu_bench(config, device or "cuda", rounds=rounds, tokens=tokens)
 
 
 def _lines(rows) -> list[str]:

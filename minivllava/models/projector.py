@@ -2,7 +2,7 @@
 
     mlp            `mlp2x_gelu`, one for pictures and clips: Video-LLaVA (section 3.1), the default
     linear         one linear layer, shared: LLaVA-1
-    per-modality   an `mlp2x_gelu` for pictures and another for clips: what alignment before projection makes unnecessary
+    per-modality   an `mlp2x_gelu` for pictures, another for clips: what alignment before projection should spare
     resampler      learned queries read any number of features: InstructBLIP's Q-Former, mPLUG-Owl's abstractor
     pooling        clips averaged over patches and over frames, then `mlp2x_gelu`: Video-ChatGPT
 
