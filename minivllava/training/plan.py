@@ -66,7 +66,7 @@ def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
     here = {kind: name for kind, name in parts.items() if (Path(name) / "config.json").is_file()}
     sizes = {kind: part_config(name, kind) for kind, name in here.items()}
     model = replace(base.model, **sizes)
-    return replace(base, model=model), [name for kind, name in parts.items() if kind not in here]
+    return replace(base, model=model), list(dict.fromkeys(name for kind, name in parts.items() if kind not in here))
 
 
 PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
