@@ -101,6 +101,12 @@ def judged(cases, protocol, model) -> tuple[dict, list[str]]:
     return judge.judged(cases, protocol, model, problems), problems.found
 
 
+def test_a_judge_that_a_benchmark_has_no_use_for_is_refused_before_anything_is_answered(endpoint, tmp_path):
+    with pytest.raises(ConfigError, match="POPE is scored without a judge"):
+        benchmark_run.run_benchmark("nowhere", BENCHMARKS["pope"], tmp_path, tmp_path / "out",
+                                    judge=judge_at(endpoint, tmp_path))  # fmt: skip
+
+
 def test_a_missing_prediction_is_wrong_without_asking_the_judge(endpoint, tmp_path):
     endpoint.replies = ["{'pred': 'yes', 'score': 4}"]
     whole = (FILES / "video_qa/predictions.jsonl").read_text().splitlines()

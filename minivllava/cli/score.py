@@ -67,7 +67,7 @@ def score(
     problems = Problems(keep_going, advice=advice)
     asked = judged_by(judge, judge_url, verdicts or beside(answers, judge), judge_workers)
     results = {"benchmark": chosen.name, "questions": str(questions), "answers": str(answers)}
-    results |= chosen.score(questions, answers, problems, asked, truth)
+    results |= chosen.scores(questions, answers, problems, asked, truth)
     results["problems"] = problems.found
     if out is not None:
         write_json(out, results, indent=1)

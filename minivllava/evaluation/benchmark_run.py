@@ -21,7 +21,7 @@ import torch
 from minivllava.checkpoints.checkpoint import need_tokenizer, usable_device
 from minivllava.errors import ContextLengthError, DataError, MediaError
 from minivllava.evaluation.answering import Answerer, Asked
-from minivllava.evaluation.benchmarks import JUDGED, Benchmark
+from minivllava.evaluation.benchmarks import Benchmark
 from minivllava.evaluation.benchmarks.judge import Judge
 from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log
 from minivllava.files import write_json, write_text
@@ -46,6 +46,7 @@ def run_benchmark(
     of missing files before the model is loaded, and whatever reading the files raises.
     """
     root, out = Path(root), Path(out)
+    benchmark.check_judge(judge)
     if not root.is_dir():
         raise DataError(f"{root} is no folder: name the one that holds {benchmark.title}'s files.")
     everything = benchmark.questions(root)
@@ -197,11 +198,11 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
     truth = benchmark.truth(root)
     if truth is None:
         results["unscored"] = f"{benchmark.title}'s true answers are not under {root}: upload the submission."
-    elif benchmark.name in JUDGED and judge is None:
+    elif benchmark.judge == "only" and judge is None:
         results["unscored"] = f"{benchmark.title} is scored by a judge: run again with --judge MODEL."
     else:
         asked = Problems(partial=limit is not None or bool(left_out))
-        results |= benchmark.score(truth, out / "predictions.jsonl", asked, judge)
+        results |= benchmark.scores(truth, out / "predictions.jsonl", asked, judge)
     write_json(out / "results.json", results, indent=1)
     return results
 
@@ -209,7 +210,7 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
 def _submit(benchmark: Benchmark, root: Path, out: Path, answers: dict[str, str], questions: list[Question]) -> str:
     """Writes the file to upload and returns its name, or what is missing to write it."""
     content = benchmark.submission(root, answers, questions)
-    if benchmark.name != "mmbench":
+    if not benchmark.spreadsheet:
         write_json(out / "submission.json", content)
         return str(out / "submission.json")
     try:

@@ -2,7 +2,8 @@
 
 questions   ROOT -> the questions to a model, each with its picture or clip
 truth       ROOT -> the file with the true answers, or None where only a server has them
-score       (questions file, answers file, problems, judge, truth) -> {"n", "metrics", "intervals", "groups", ...}
+score       (questions file, answers file, problems, truth) -> {"n", "metrics", "intervals", "groups", ...}; where a
+            judge can score it, also `judge`
 submission  (ROOT, {question key: answer}, questions) -> what the benchmark's own server or script reads
 """
 
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from minivllava.errors import ConfigError
 from minivllava.evaluation.benchmarks import gqa, mmbench, open_ended, pope, science_qa, video_qa, vqa
-from minivllava.evaluation.predictions import Question
+from minivllava.evaluation.benchmarks.judge import Judge
+from minivllava.evaluation.predictions import Problems, Question
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,21 @@ class Benchmark:
     max_new_tokens: int = 128  # as the original's script for it
     llava_v1: bool = False  # the original asks about clips with "human" for "user" in the system sentence
     centre_crop: bool = False  # pictures are not padded to a square first, as in the original's script for it
+    judge: str = ""  # "also": one can score it besides; "only": nothing else can
+    spreadsheet: bool = False  # the submission is rows of one; else it is JSON
+
+    def check_judge(self, judge: Judge | None):
+        """Raises ConfigError for a judge that the benchmark has no use for."""
+        if judge is not None and not self.judge:
+            raise ConfigError(f"{self.title} is scored without a judge: leave --judge out.")
+
+    def scores(
+        self, questions: Path, answers: Path, problems: Problems, judge: Judge | None = None, truth: Path | None = None
+    ) -> dict:
+        """`score`, by a judge too where one is given."""
+        self.check_judge(judge)
+        options = {"judge": judge} if self.judge else {}
+        return self.score(questions, answers, problems, truth=truth, **options)
 
 
 def _video(name: str, title: str, prefix: str = "") -> Benchmark:
@@ -46,6 +63,7 @@ def _video(name: str, title: str, prefix: str = "") -> Benchmark:
         answer_field="pred",
         max_new_tokens=1024,
         llava_v1=True,
+        judge="also",
     )
 
 
@@ -133,6 +151,7 @@ _ALL = (
         truth=mmbench.truth_for_run,
         score=mmbench.score,
         submission=lambda root, answers, _: mmbench.submission(root, answers),
+        spreadsheet=True,
         max_new_tokens=1024,
     ),
     Benchmark(
@@ -143,6 +162,7 @@ _ALL = (
         questions=open_ended.llava_bench_questions,
         truth=lambda root: root / "questions.jsonl",
         score=open_ended.llava_bench_score,
+        judge="only",
         max_new_tokens=1024,
         centre_crop=True,
     ),
@@ -154,13 +174,13 @@ _ALL = (
         questions=open_ended.mm_vet_questions,
         truth=open_ended.mm_vet_truth,
         score=open_ended.mm_vet_score,
+        judge="only",
         submission=lambda _root, answers, _: answers,
         max_new_tokens=1024,
         centre_crop=True,
     ),
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
-JUDGED = ("llava-bench", "mm-vet")  # nothing but a judge scores these
 
 
 def benchmark(name: str) -> Benchmark:

@@ -41,9 +41,7 @@ def truth_file(root: Path) -> Path | None:
     return find(root, *TRUTH)
 
 
-def score(
-    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None
-) -> dict:
+def score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
     """Exact match over the balanced questions, as eval.py prints it: accuracy, binary, open, by type; distribution.
 
     open questions are those of the structural type "query". distribution: how far the answers' frequencies are from

@@ -116,9 +116,7 @@ def letter(reply: str, options: dict[str, str]) -> str | None:
     return alone if alone in options else None
 
 
-def score(
-    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None
-) -> dict:
+def score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
     """Circular accuracy, and the first pass's alone ("vanilla"); by category. n: distinct questions.
 
     Raises DataError for a table without answers: the test split is scored by its server.

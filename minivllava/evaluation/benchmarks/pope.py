@@ -96,9 +96,7 @@ def _in_category(row: Row, problems: Problems) -> str | None:
     return name and f"{row.values['category']}/{name}"
 
 
-def score(
-    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None
-) -> dict:
+def score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
     """POPE's figures for each category, and their mean over the categories (the paper's tables give accuracy's).
 
     questions_file: a label file, the folder of all three, or llava_pope_test.jsonl, whose labels are then found in

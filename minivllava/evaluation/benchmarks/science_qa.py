@@ -71,7 +71,7 @@ def letter(reply: str) -> str | None:
 
 
 def score(
-    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None,
+    questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None,
     pictures_only: bool = False,
 ) -> dict:  # fmt: skip
     """Accuracy over all questions and over those with a picture ("IMG"); how many replies name no letter.

@@ -121,9 +121,7 @@ def vqav2_truth(root: Path) -> Path | None:
     return find(root, "v2_mscoco_*_annotations.json")
 
 
-def vqav2_score(
-    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None
-) -> dict:
+def vqav2_score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
     """VQAv2's accuracy, overall and by answer and question type.
 
     questions_file: v2_mscoco_*_annotations.json (or the questions, with the annotations beside them or in `truth`).
@@ -185,9 +183,7 @@ def vizwiz_truth(root: Path) -> Path | None:
     return find(root, "val.json") if not find(root, "llava_test.jsonl", "test.json") else None
 
 
-def vizwiz_score(
-    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None
-) -> dict:
+def vizwiz_score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
     """VizWiz's accuracy by VQA's rule, overall and by answer type; questions and answers are joined by picture.
 
     questions_file: val.json, or LLaVA's questions (.jsonl) with val.json in `truth`. "as written": the human answers
@@ -263,9 +259,7 @@ def asked_in(prompt: str) -> str:
     return lines[0].lower()
 
 
-def textvqa_score(
-    questions_file: Path, answers_file: Path, problems: Problems, judge: None = None, truth: Path | None = None
-) -> dict:
+def textvqa_score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
     """TextVQA's accuracy; both sides through the EvalAI processor (`evalai_normalised`), as in LLaVA's evaluator.
 
     questions_file: TextVQA_0.5.1_val.json (or LLaVA's questions, with it beside them or in `truth`). An answer with
