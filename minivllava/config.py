@@ -126,6 +126,7 @@ class VisionTowerConfig:
         return self.tower["model_type"] == "clip_vision_model"
 
     def __post_init__(self):
+        _check_range(self, 1, math.inf, "frames")
         missing = {"model_type", "image_size", "patch_size", "hidden_size", "num_attention_heads"} - set(self.tower)
         if missing:
             raise ConfigError(f"The tower's config lacks {', '.join(sorted(missing))}.")

@@ -97,6 +97,23 @@ def test_gpu_cells_on_a_cpu_at_a_small_size():
         gpu.run_gpu_bench(tiny_config(), "foo")
 
 
+@pytest.mark.parametrize("total, fewest", [(30, 16), (17.5, 28), (13, 32), (100, 0)])
+def test_as_many_layers_keep_their_activations_as_fit(monkeypatch, total, fewest):
+    """On a device where a forward pass takes 12 GiB and one more for each layer kept, and a step never less than 16."""
+    decoder = torch.nn.Module()
+    decoder.layers = [None] * 32
+    runs = {"forward": lambda: 12 + 32 - decoder.recomputed_layers}
+
+    def step():
+        if max(16, runs["forward"]()) > total and decoder.recomputed_layers < 32:
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(gpu, "_peak_memory", lambda run, device: run())
+    monkeypatch.setattr(gpu, "_total_memory", lambda device: total)
+    monkeypatch.setattr(gpu, "FILLED", 0.95)
+    assert gpu._fewest_recomputed(decoder, runs["forward"], step, torch.device("cuda")) == fewest
+
+
 def test_without_a_gpu_it_says_so_and_counts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(app, ["bench", "--gpu"])

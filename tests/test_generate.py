@@ -1,6 +1,7 @@
 """Generation with the KV cache, conversations that go on, several at once, and activation checkpointing."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -176,9 +177,42 @@ def test_a_recording_is_made_anew_where_the_weights_lie_elsewhere(recorded):
     model.head.weight = torch.nn.Parameter(-model.head.weight)
     expected = without_cache(model, prompts[0, :4], (), 20)
     assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)[0] == expected
-    assert recorded.made == 2
+    assert recorded.made == 2 and model in kv_cache._kept
     model.train()
     assert model not in kv_cache._kept, "training needs the memory"
+    generate(model.eval(), prompts, LENGTHS, stop=(), max_new_tokens=20)
+    assert model in kv_cache._kept
+    torch.nn.ModuleList([model]).double()
+    assert model not in kv_cache._kept, "the weights lie elsewhere"
+    handle = model.float().norm.register_forward_hook(lambda *_: None)
+    generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    assert recorded.made == 3, "a hook would not run in a replay"
+    handle.remove()
+
+
+def test_one_cache_at_a_time_is_kept(recorded, monkeypatch):
+    model, prompts, alive = language_model(), batch(), []
+    generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    kept = weakref.ref(kv_cache._kept[model])
+    make = model.new_cache
+    monkeypatch.setattr(model, "new_cache", lambda *sizes: alive.append(kept()) or make(*sizes))
+    generate(model, prompts[:1], LENGTHS[:1], stop=(), max_new_tokens=4)
+    assert alive == [None] and model not in kv_cache._kept
+
+
+def test_the_places_of_quantised_weights_are_those_of_their_tensors():
+    class Rounded(torch.nn.Module):
+        """As torchao's tensors: nothing at their own address."""
+
+        def __init__(self):
+            super().__init__()
+            self.numbers, self.scale = torch.ones(3), torch.ones(1)
+
+        def __tensor_flatten__(self):
+            return ["numbers", "scale"], None
+
+    weight = Rounded()
+    assert decoding._places(weight) == [weight.numbers.data_ptr(), weight.scale.data_ptr()]
 
 
 def test_a_kept_cache_is_as_good_as_new(recorded):

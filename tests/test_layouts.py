@@ -240,9 +240,11 @@ def test_encoders_of_another_kind_are_refused():
         refused(lambda folder, given=encoders: load_vllava(folder, **given), GOLDEN / "Video-LLaVA-tiny", *words)
 
 
-def test_a_device_that_is_not_there_is_said_before_anything_is_read():
-    with pytest.raises(ConfigError, match="The device foo cannot be used here"):
-        load_vllava(GOLDEN / "Video-LLaVA-tiny", device="foo")
+def test_a_device_that_is_not_there_is_said_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr("minivllava.checkpoints.quantize.require_torchao", lambda kind: None)
+    for options in ({}, {"quantize": "int8"}):
+        with pytest.raises(ConfigError, match="The device foo cannot be used here"):
+            load_vllava(GOLDEN / "Video-LLaVA-tiny", device="foo", **options)
 
 
 def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path):

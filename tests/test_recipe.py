@@ -243,6 +243,18 @@ def test_the_plan_takes_the_sizes_of_parts_that_are_here(root):
     counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in PARTS}
     assert all(f"{name} {count / 1e6:,.1f} M" in sizes for name, count in counts.items())
     assert f"a picture is {model.config.visual_tokens('image')} tokens" in sizes
+    fewer = replace(told, change=(*told.change, "model.video.frames=4"))
+    whole = int(re.search(r"a clip (\d+)", sizes)[1])
+    assert f"a clip {whole // 2}" in plan_recipe(fewer, root)[0]
+    other = replace(told, video_encoder="somebody/else")  # whose sizes are not known: the preset's for both
+    assert "somebody/else" in plan_recipe(other, root)[1]
+
+
+def test_what_stage_2_cannot_do_is_said_before_stage_1(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_module, "stage1", None)
+    with pytest.raises(ConfigError, match="recompute_elementwise"):
+        train_recipe(recipe(root), root, tmp_path / "run", ("stage2.recompute_elementwise=true",), skip_missing=True,
+                     device="cpu", progress=False)  # fmt: skip
 
 
 @pytest.mark.parametrize("stage, rank", [("stage1", 0), ("stage2", 0), ("stage2", 4)])

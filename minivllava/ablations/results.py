@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.runner import Cell, grid
@@ -207,7 +208,10 @@ def _pope_rows(results: dict) -> list[str]:
     for arm in results["arms"]:
         its = [cell["metrics"] for cell in results["cells"] if cell["arm"] == arm["name"]]
         figures = [[f"pope/{way}", f"pope/{way}/f1", f"pope/{way}/yes"] for way in POPE_WAYS]
-        told = [", ".join(f"{sum(scores[name] for scores in its) / len(its):.1f}" for name in way) for way in figures]
+        asked = [all(name in scores for scores in its for name in way) for way in figures]
+        means = [[f"{fmean(scores[name] for scores in its):.1f}" for name in way] if there else []
+                 for way, there in zip(figures, asked, strict=True)]  # fmt: skip
+        told = [", ".join(way) for way in means]
         lines.append(f"| {arm['label']} | {' | '.join(told)} |")
     return lines
 

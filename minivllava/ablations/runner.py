@@ -138,7 +138,10 @@ def _help(number: int, threads: int, todo: list[Cell], folder: Path, store: Path
 
 def _end_with_parent():
     """Ends this process where the one that started it was killed and could not."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is None:  # not started by another one
+        return
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 

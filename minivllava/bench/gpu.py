@@ -170,7 +170,7 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     runs = {name: partial(_step, contestant, x, optimizer) for name, contestant in (
         (OURS, Ours(model)), (THEIRS, Theirs(peer)),
     )}  # fmt: skip
-    decoder.recomputed_layers = _fewest_recomputed(decoder, runs[OURS], x.ids.device)
+    decoder.recomputed_layers = _fewest_recomputed(decoder, partial(Ours(model).loss, x), runs[OURS], x.ids.device)
     memory = {name: _peak_memory(run, x.ids.device) for name, run in runs.items()}
     seconds = in_turns(runs, rounds, x.ids.device)
     model.eval()
@@ -191,18 +191,37 @@ def _step(contestant: Ours | Theirs, x: Inputs, optimizer: torch.optim.Optimizer
     optimizer.zero_grad(set_to_none=True)
 
 
-def _fewest_recomputed(decoder: LanguageModel, run: Callable, device: torch.device) -> int:
-    """How few layers may keep nothing, by what steps take with all of them and with some; where memory cannot be
-    told, all."""
+def _fewest_recomputed(decoder: LanguageModel, forward: Callable, step: Callable, device: torch.device) -> int:
+    """How few layers may keep nothing: by what forward passes take with all of them and with some, since the peak of a
+    whole step may lie where gradients are, and then by trying. Where memory cannot be told, all."""
     layers, some = len(decoder.layers), max(0, len(decoder.layers) - 4)
+
+    def peak(recomputed: int) -> float | None:
+        decoder.recomputed_layers = recomputed
+        return _peak_memory(forward, device)
+
     decoder.recomputed_layers = layers
-    least = _peak_memory(run, device)
+    step()  # AdamW's moments are there from the first step on
+    least = peak(layers)
     if least is None:
         return layers
-    decoder.recomputed_layers = some
-    layer = (_peak_memory(run, device) - least) / (layers - some)
-    room = FILLED * torch.cuda.mem_get_info(device)[1] / 2**30 - least
-    return layers - min(layers, max(0, int(room / layer)))
+    kept_layer = (peak(some) - least) / (layers - some)
+    room = FILLED * _total_memory(device) - least
+    kept = min(layers, int(room / kept_layer)) if kept_layer > 0 and room > 0 else 0
+    for recomputed in range(layers - kept, layers):
+        decoder.recomputed_layers = recomputed
+        try:
+            step()
+            return recomputed
+        except torch.OutOfMemoryError:
+            for parameter in decoder.parameters():
+                parameter.grad = None
+    return layers
+
+
+def _total_memory(device: torch.device) -> float:
+    """GiB of a GPU."""
+    return torch.cuda.mem_get_info(device)[1] / 2**30
 
 
 def _peak_memory(run: Callable, device: torch.device) -> float | None:

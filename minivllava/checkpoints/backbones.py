@@ -76,10 +76,7 @@ def load_causal_lm(
     source = Source.find(path)
     folder = source.weights_folder()
     model = _read(AutoModelForCausalLM, folder, as_dtype(dtype), device)
-    theirs = model.config.get_text_config()
-    context = getattr(theirs, "max_position_embeddings", None)
-    if not context:
-        raise ConfigError(f"{folder / 'config.json'} does not say how long the context is (max_position_embeddings).")
+    context = _context(model.config, folder)
     stop = getattr(model.generation_config, "eos_token_id", None)
     rows, width = model.get_input_embeddings().weight.shape
     config = CausalLMConfig(
@@ -140,7 +137,9 @@ def part_config(folder: str | Path, kind: str):
     source = Source.find(folder)
     card, where = source.card, source.folder / "config.json"
     if "format" in card:
-        config = card["config"]
+        config, wanted = card["config"], "language" if kind == "language" else "languagebind"
+        if card.get("kind") != wanted or kind != "language" and kind not in config["encoders"]:
+            raise CheckpointError(f"{where} describes a {card.get('kind')!r}, in which there is no {kind} part.")
         return (
             from_dict(LanguageConfig, config)
             if kind == "language"
@@ -154,7 +153,7 @@ def part_config(folder: str | Path, kind: str):
         return language_config(card, where)
     theirs = _their_config(source.folder)
     text = theirs.get_text_config()
-    return CausalLMConfig(_card(theirs), text.vocab_size, text.max_position_embeddings, text.hidden_size)
+    return CausalLMConfig(_card(theirs), text.vocab_size, _context(theirs, source.folder), text.hidden_size)
 
 
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
@@ -207,8 +206,8 @@ def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
 
 def _described_weights(kind, folder: Path) -> int:
     """How many weights a config.json asks for."""
+    config = _their_config(folder, vision=kind.__name__.endswith("VisionModel"))
     try:
-        config = _their_config(folder, vision=kind.__name__.endswith("VisionModel"))
         with torch.device("meta"):
             model = built(lambda: kind.from_config(config) if hasattr(kind, "from_config") else kind(config))
         model.tie_weights()
@@ -223,13 +222,26 @@ def _their_config(folder: Path, vision: bool = False):
     """A config of `transformers`; of a model that sees and reads, that of its vision tower."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of many types
+        raise CheckpointError(
+            f"{folder} cannot be read by transformers ({one_line(error)}): name another model, or copy it again."
+        ) from error
+    if getattr(config, "quantization_config", None):
+        raise ConfigError("The weights are quantised: name the model in full precision, and quantise it at load.")
     return getattr(config, "vision_config", config) if vision else config
+
+
+def _context(config, folder: Path) -> int:
+    """How many positions a language model of `transformers` has. Raises ConfigError."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not context:
+        raise ConfigError(f"{folder / 'config.json'} does not say how long the context is (max_position_embeddings).")
+    return context
 
 
 def _card(config) -> dict:
     """A config of `transformers` as plain JSON types, from which it can be built again."""
     card = json.loads(json.dumps(config.to_dict()))
-    if card.get("quantization_config"):
-        raise ConfigError("The weights are quantised: name the model in full precision, and quantise it at load.")
     return {key: value for key, value in card.items() if key not in NOTES}

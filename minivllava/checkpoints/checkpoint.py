@@ -128,7 +128,8 @@ def load_vllava(
     config = replace(config, **switches)
     _check_vocabulary(tokenizer, config.language.vocab_size, source)
     if quantize is not None:  # on the CPU first, so that a device needs memory for the rounded weights alone
-        require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name)
+        usable_device(device)
+        _described(source, lambda: require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name))
         model = _build(VideoLLaVA, config, source, parts, "cpu", dtype, tokenizer=tokenizer)
         round_weights(model.language_model, quantize, device)
         model.to(device)

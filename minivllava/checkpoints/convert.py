@@ -1,7 +1,7 @@
 """Checkpoints written for others: in our layout from any that can be read, or in those of `transformers`.
 
-The port has no place for some of what is here: temporal attention, clips without CLS, other projectors. Such a
-model is written for it only when the caller says that the loss is meant.
+A language model becomes a LLaMA. A Video-LLaVA becomes the port, which has no place for some of what is here: temporal
+attention, clips without CLS, other projectors. Such a model is written only when the caller means the loss.
 """
 
 import copy
@@ -44,9 +44,9 @@ def convert(
     """Writes a checkpoint, in whatever layout it is, as safetensors in another one.
 
     layout: "minivllava", or "huggingface" for `VideoLlavaForConditionalGeneration` and, of a language model alone,
-    `LlamaForCausalLM`. dtype: by default the one that
-    most of the weights are stored in. lossy: drop what the layout has no place for. options: those of
-    `load_vllava`. Raises CheckpointError for a checkpoint that cannot be read, or not be written without a loss.
+    `LlamaForCausalLM`. dtype: by default the one that most of the weights are stored in. lossy: drop what the layout
+    has no place for. options: those of `load_vllava`. Raises CheckpointError for a checkpoint that cannot be read, or
+    not be written without a loss.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
@@ -55,7 +55,7 @@ def convert(
     found = Source.find(source)
     kind = _kind(found)
     if kind == "languagebind" and layout != "minivllava":
-        raise ConfigError(f"{source} holds bound encoders: transformers has no place for them, only for whole models.")
+        raise ConfigError(f"{source} holds bound encoders: only a Video-LLaVA or a language model has that layout.")
     if kind != "video-llava" and options:
         raise ConfigError(f"{source} is a {kind} checkpoint: only a whole Video-LLaVA takes {', '.join(options)}.")
     numbers = as_dtype(dtype) if dtype else stored_dtype(found)

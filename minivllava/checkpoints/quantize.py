@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from minivllava.checkpoints.memory import require_bytes
+from minivllava.checkpoints.weights import WithoutFirstWeights, count_weights
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
 from minivllava.models.pretrained import linear_layers, one_line
@@ -31,9 +32,9 @@ def require_torchao(kind: str):
 
 def require_rounded_memory(config: ModelConfig, kind: str, dtype: torch.dtype, device, where: str | Path):
     """Raises CheckpointError where a model whose language model is rounded would not fit into the device's memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutFirstWeights():
         model = VideoLLaVA(config)
-    everything, decoder = sum(p.numel() for p in model.parameters()), model.language_model
+    everything, decoder = count_weights(model), model.language_model
     rounded = sum(decoder.get_submodule(name).weight.numel() for name in linear_layers(decoder))
     packed = kind == "int4" and torch.device(device).type == "cuda"
     needed = (everything - rounded) * dtype.itemsize + rounded // (2 if packed else 1)

@@ -195,12 +195,12 @@ def _members(text: str, path: Path, begin: int = 0, inner: bool = False) -> Iter
 
 
 def _places(text: str, path: Path, field: str, count: int) -> list[str]:
-    """Where each element of the list in a field stands."""
-    begin = re.search(rf'"{field}"\s*:\s*(?=\[)', text).end()
-    lines = [line for line, _, _ in _members(text, path, begin, inner=True)]
+    """Where each element of the list in a field stands: its line, and its number, since whole files are one line."""
+    begin = re.search(rf'"{re.escape(field)}"\s*:\s*(?=\[)', text)
+    lines = [line for line, _, _ in _members(text, path, begin.end(), inner=True)] if begin else []
     if len(lines) != count:  # another list of that name stands before it
         return [f"{path}: {field}[{number}]" for number in range(count)]
-    return [f"{path}:{line}" for line in lines]
+    return [f"{path}:{line}: {field}[{number}]" for number, line in enumerate(lines)]
 
 
 def _expect(mark: str, text: str, at: int, space: Callable) -> int:

@@ -3,15 +3,16 @@
 On a CUDA GPU the kernels of a step are recorded once, as a CUDA graph, and then replayed: launching them one by one
 from Python takes longer than the GPU needs to run them. A graph is bound to the memory that it reads and writes, so it
 is kept with its cache, and the last cache with its language model: the next answer of as many rows and as much room
-records nothing. `compiled` adds torch.compile, which fuses the kernels of a layer; compiling takes long, so it is for
-long answers and many of them. On a CPU neither is worth its time at the sizes that a CPU can run.
+records nothing. Forward hooks would not run in a replay, so a model that has some is not recorded. `compiled` adds
+torch.compile, which fuses the kernels of a layer; compiling takes long, so it is for long answers and many of them. On
+a CPU neither is worth its time at the sizes that a CPU can run.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minivllava.models.kv_cache import KVCache, room_for
@@ -53,7 +54,7 @@ class Decoder:
         ours, self.recording = isinstance(cache, KVCache), None
         if ours and (compiled or positions.device.type in RECORDED):
             self.cache = cache.first(min(cache.size, room_for(end)))
-        if ours and positions.device.type in RECORDED and steps >= WORTH_RECORDING:
+        if ours and positions.device.type in RECORDED and steps >= WORTH_RECORDING and not _watched(language_model):
             self.recording = self._recorded(cache.recordings)
             self.recording.positions.copy_(positions)
             self.positions = self.recording.positions
@@ -83,7 +84,19 @@ class Decoder:
         Recording writes keys and values at the first new positions, where the first step writes again.
         """
         key = (self.cache.size, self.compiled)
-        weights = [weight.data_ptr() for weight in self.language_model.parameters()]
+        weights = [place for weight in self.language_model.parameters() for place in _places(weight)]
         if key not in recordings or recordings[key].weights != weights:
             recordings[key] = Recording(self._step, self.positions, weights)
         return recordings[key]
+
+
+def _watched(language_model: nn.Module) -> bool:
+    """Whether anybody looks at what passes through its modules."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in language_model.modules())
+
+
+def _places(weight: Tensor) -> list[int]:
+    """Where a weight's numbers lie in memory; those of a quantised one lie in several tensors."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight.data_ptr()]
+    return [place for name in weight.__tensor_flatten__()[0] for place in _places(getattr(weight, name))]

@@ -115,10 +115,11 @@ def room_for(positions: int) -> int:
 
 def new_or_kept(language_model: nn.Module, batch: int, positions: int, like: Tensor):
     """An empty cache for so many rows and positions: the one that `keep` kept, if it is of that size."""
-    size, kept = room_for(positions), _kept.get(language_model)
-    if kept is None or kept.kind != (batch, size, like.dtype, like.device):
-        return language_model.new_cache(batch, size, like)
-    return _kept.pop(language_model).clear()  # nobody else may get it meanwhile
+    size, kept = room_for(positions), _kept.pop(language_model, None)  # nobody else may get it meanwhile
+    if kept is not None and kept.kind == (batch, size, like.dtype, like.device):
+        return kept.clear()
+    del kept  # its memory is free before another one is made
+    return language_model.new_cache(batch, size, like)
 
 
 def keep(language_model: nn.Module, cache):

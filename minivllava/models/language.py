@@ -221,6 +221,11 @@ class LanguageModel(nn.Module):
             release(self)
         return super().train(mode)
 
+    def _apply(self, *arguments, **options) -> "LanguageModel":
+        """`to`, `half`, ... put the weights elsewhere: the cache that the last answer left stays no longer."""
+        release(self)
+        return super()._apply(*arguments, **options)
+
     def new_cache(self, batch: int, size: int, like: Tensor) -> KVCache:
         """An empty cache of `batch` rows and positions 0 .. size - 1, of the dtype and on the device of `like`."""
         return KVCache.empty(self.config, batch, size, like)

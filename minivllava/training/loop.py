@@ -70,9 +70,10 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def scheduled(config: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
-    """The recipe for as many steps as `epochs` passes over so many records take; a batch has no more than there are."""
+    """The recipe for as many steps as `epochs` passes over so many records take. A batch has no more than there are,
+    and as many as divide into processes and accumulation steps."""
     parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # that a batch is cut into
-    batch = max(parts, min(config.batch_size, records // parts * parts))
+    batch = max(parts, min(config.batch_size, records) // parts * parts)
     return replace(config, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
 
 

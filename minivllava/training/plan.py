@@ -61,10 +61,15 @@ def plan_recipe(
 
 
 def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
-    """The preset with the sizes of those parts of a recipe that are folders here, and the names of the others."""
+    """The preset with the sizes of those parts of a recipe that are folders here, and the names of the others. Both
+    encoders must be here for that: they fit each other, and one of them need not fit the preset's other."""
     parts = {"image": recipe.image_encoder, "video": recipe.video_encoder, "language": recipe.language_model}
     here = {kind: name for kind, name in parts.items() if (Path(name) / "config.json").is_file()}
+    if not {"image", "video"} <= set(here):
+        here = {kind: name for kind, name in here.items() if kind == "language"}
     sizes = {kind: part_config(name, kind) for kind, name in here.items()}
+    if "video" in sizes:
+        sizes["video"] = replace(sizes["video"], frames=base.model.video.frames)  # as `assemble` does
     model = replace(base.model, **sizes)
     return replace(base, model=model), list(dict.fromkeys(name for kind, name in parts.items() if kind not in here))
 

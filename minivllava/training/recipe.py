@@ -23,7 +23,7 @@ from minivllava.presets import preset
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
 from minivllava.training.run import Run
-from minivllava.training.stages import stage1, stage2
+from minivllava.training.stages import check_recomputation, stage1, stage2
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,13 @@ def train_recipe(
         if (run.folder / step / "config.json").exists():
             continue
         # stage 2 begins from the files of stage 1, as a run that continues does: what training wrapped stays behind
+        model = train = None  # two models would need twice the memory
         model = _parts(recipe, base) if name == "stage1" else load_vllava(run.folder / "stage1")
         records, training = stages[name]
         room = model.config.language.context
         cut = min(recipe.context or room, room)
-        if name == "stage1":  # a conversation of stage 2 that does not fit is said before stage 1 takes days
+        if name == "stage1":  # what stage 2 cannot do is said before stage 1 takes days
+            check_recomputation(model.language_model, stages["stage2"][1])
             Conversations(stages["stage2"][0], model.tokenizer, model.config, load=None, cut=cut)
         train = partial(stage, model, records, training, cached=False, cut=cut, **options)
         run.step(step, train, partial(save_vllava, model))

@@ -74,6 +74,12 @@ def _train(
             return train(model, task, config, folder, label=label, **options)
 
 
+def check_recomputation(language_model, config: TrainingConfig):
+    """Raises ConfigError where a language model cannot recompute its activations as the recipe asks for."""
+    with _recomputing(language_model, config):
+        pass
+
+
 @contextmanager
 def _recomputing(language_model, config: TrainingConfig):
     """Activation checkpointing as the recipe asks for, in training alone."""

@@ -64,6 +64,8 @@ class State:
         self.folder, self.parameters, self.optimizer = folder, parameters, optimizer
         self.scaler = scaler  # of the loss, with fp16 alone
         self.config, self.data = to_dict(config), data
+        without_effect = ["checkpoint_every"] + ([] if config.lora_rank else ["lora_alpha", "lora_dropout"])
+        self.config = {name: value for name, value in self.config.items() if name not in without_effect}
 
     def save(self, step: int, log: list[dict], window: Window):
         moments = {
