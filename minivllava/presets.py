@@ -10,7 +10,6 @@ from minivllava.config import (
     TextConfig,
     TrainingConfig,
     VisionConfig,
-    VisionTowerConfig,
     WorldConfig,
 )
 from minivllava.errors import ConfigError
@@ -122,12 +121,7 @@ def _paper() -> Preset:
 
 
 def _smol() -> Preset:
-    """One GPU and real data: SigLIP's base tower, frame by frame, and SmolLM2-135M. recipes/smol.toml says the rest."""
-    tower = {
-        "model_type": "siglip_vision_model", "image_size": 224, "patch_size": 16, "hidden_size": 768,
-        "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    }  # fmt: skip
-    siglip = VisionTowerConfig(tower=tower, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    """One GPU and real data: the paper's encoders and SmolLM2-135M. recipes/smol.toml says the rest."""
     smollm2 = LanguageConfig(
         vocab_size=49152, context=8192, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536,
         rope_theta=100_000.0, tie_embeddings=True,
@@ -136,7 +130,7 @@ def _smol() -> Preset:
     return with_changes(
         paper,
         name="smol",
-        model=ModelConfig(image=siglip, video=siglip, language=smollm2, template="chat"),
+        model=with_changes(paper.model, language=smollm2, template="chat"),
         stage1=with_changes(paper.stage1, steps=782),
         stage2=with_changes(paper.stage2, steps=1563, learning_rate=1e-4),
     )

@@ -118,7 +118,7 @@ def test_the_shipped_recipes_are_whole():
     smol, paper = read_recipe("smol"), read_recipe("paper")
     assert (smol.preset, paper.preset) == ("smol", "paper") and smol.stage1 == paper.stage1
     assert set(paper.stage1 + paper.stage2) == set(FILES)
-    assert recipe_preset(smol).stage1.accumulation == 4
+    assert recipe_preset(smol).stage1.accumulation == 16
     tuned = recipe_preset(paper, ("stage2.lora_dropout=0.0",), lora=True).stage2
     assert (tuned.lora_rank, tuned.learning_rate, tuned.lora_dropout) == (128, 2e-4, 0.0)
     with pytest.raises(ConfigError, match="no recipe 'huge'.*paper, smol"):
@@ -229,7 +229,7 @@ def test_a_clip_that_cannot_be_decoded_stops_training_and_is_named(root, tmp_pat
 
 def test_the_plan_counts_and_estimates(root):
     lines = plan_recipe(replace(read_recipe("smol"), change=("stage1.batch_size=4",)), root, skip_missing=True)
-    assert "language_model 134.5 M" in lines[0] and "a picture is 196 tokens, a clip 1568" in lines[0]
+    assert "language_model 134.5 M" in lines[0] and "a picture is 256 tokens, a clip 2048" in lines[0]
     assert lines[1].startswith("sizes of the preset smol") and "SmolLM2" in lines[1]
     assert "stage1: 5 records, 4 pictures, 1 clips (1 files missing); 2 steps of 4" in lines[2]
     assert "hours at 300 TFLOP/s" in lines[3] and "GiB" in lines[3]
