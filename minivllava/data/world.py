@@ -4,7 +4,8 @@ A scene holds one to three things on a canvas of side 1 (x to the right, y down)
 grows, shrinks, blinks or stays still, over the whole clip or one after the other. Everything is drawn from a
 seeded generator, and the distribution of clips is the same forwards and backwards in time: what moves left
 moves right when reversed, and first and second change places. So frames without their order cannot tell
-these opposites apart, and a model that names them has understood time.
+these opposites apart, and a model that names them has understood time. A frame that is known to be the first
+is another matter: a path begins on the side that it leaves, as it must for shuffled frames to tell nothing.
 
 Scenes are drawn here, turned into pixels in `render.py` and into words in `captions.py` and `questions.py`.
 """
