@@ -131,8 +131,8 @@ class LanguageModel(nn.Module):
     Activation checkpointing, in training: what a layer does not keep, the backward pass computes again.
     recomputed_layers: the first so many layers keep their input alone. 7B then trains in the memory of its weights,
     gradients and optimiser, for a third more arithmetic. recompute_elementwise: the other layers keep the results of
-    their matrix products and of attention, but no norms, rotations and activations, which are half of the memory and
-    little of the time (selective recomputation, arXiv 2205.05198). Gradients stay the same.
+    their matrix products and of attention, but no norms, rotations and activations: a third of the memory, for little
+    of the time (selective recomputation, arXiv 2205.05198). Gradients stay the same.
     """
 
     recomputed_layers = 0
@@ -197,14 +197,14 @@ class LanguageModel(nn.Module):
             angles = rotary_angles(positions, head_width, self.config.rope_theta, self.config.rope_scaling)
             cos, sin = (values.to(embeddings.dtype) for values in angles)
         run = compiled_layer(one_token=length == 1) if compiled else DecoderLayer.__call__
-        training = torch.is_grad_enabled() and cache is None
+        learns = torch.is_grad_enabled() and cache is None
         x = rearrange(embeddings, "b s d -> (b s) d")  # to all but attention, each token is alone
         for number, (layer, layer_cache) in enumerate(zip(self.layers, caches, strict=True)):
             if attention is not None:
                 attention.append(layer.attention.weights(layer.attention_norm(x), cos, sin))
-            if training and number < self.recomputed_layers:
+            if learns and number < self.recomputed_layers:
                 x = checkpoint(run, layer, x, cos, sin, use_reentrant=False)
-            elif training and self.recompute_elementwise:
+            elif learns and self.recompute_elementwise:
                 keep_products = functools.partial(create_selective_checkpoint_contexts, PRODUCTS)
                 x = checkpoint(run, layer, x, cos, sin, use_reentrant=False, context_fn=keep_products)
             else:
