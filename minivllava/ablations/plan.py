@@ -87,7 +87,8 @@ def grid_costs(preset: str, parts: Parts, known: dict[str, dict], seeds: int = 5
     """For `minivllava bench`: how many cells all studies have, what one takes and what all take here, and what the
     known ones took where they were computed (machine -> how many, and the median of their minutes).
 
-    All is estimated but for the known ones; with `run` one cell is computed, and timed.
+    All is estimated but for the known ones; with `run` one cell is computed, and timed. Its features may be cached, as
+    they are for every arm but the first of an encoder.
     """
     settings = base_settings(preset)
     rate = measured_rate(settings.model.language, parts.device)

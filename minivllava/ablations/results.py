@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from minivllava.ablations.parts import Parts
+from minivllava.ablations.records import POPE
 from minivllava.ablations.runner import Cell, grid
 from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
@@ -20,7 +21,7 @@ from minivllava.errors import DataError
 from minivllava.files import replacing, write_json, write_text
 from minivllava.provenance import environment
 
-POPE_WAYS = ("random", "popular", "adversarial")
+POPE_WAYS = tuple(name.rpartition("/")[2] for name in POPE)
 
 
 def summarise(
@@ -207,11 +208,10 @@ def _pope_rows(results: dict) -> list[str]:
     lines += [f"| arm | {' | '.join(POPE_WAYS)} |", "|---" * (1 + len(POPE_WAYS)) + "|"]
     for arm in results["arms"]:
         its = [cell["metrics"] for cell in results["cells"] if cell["arm"] == arm["name"]]
-        figures = [[f"pope/{way}", f"pope/{way}/f1", f"pope/{way}/yes"] for way in POPE_WAYS]
-        asked = [all(name in scores for scores in its for name in way) for way in figures]
-        means = [[f"{fmean(scores[name] for scores in its):.1f}" for name in way] if there else []
-                 for way, there in zip(figures, asked, strict=True)]  # fmt: skip
-        told = [", ".join(way) for way in means]
+        told = []
+        for way in POPE_WAYS:
+            values = [[scores.get(f"pope/{way}{tail}") for scores in its] for tail in ("", "/f1", "/yes")]
+            told.append("" if None in sum(values, []) else ", ".join(f"{fmean(of):.1f}" for of in values))
         lines.append(f"| {arm['label']} | {' | '.join(told)} |")
     return lines
 
