@@ -1,4 +1,4 @@
-"""minivllava: Video-LLaVA from scratch. Pictures and clips, aligned before one shared projector.
+"""minivllava: Video-LLaVA from scratch. Images and clips, aligned before one shared projector.
 
     from minivllava import VideoLLaVA
     model = VideoLLaVA.from_pretrained("data/pretrained/tiny")

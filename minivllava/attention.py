@@ -28,7 +28,7 @@ from minivllava.models.vllava import VideoLLaVA
 
 
 class Prompt(NamedTuple):
-    """A question about one picture or clip, as the model takes it in."""
+    """A question about one image or clip, as the model takes it in."""
 
     kind: str  # "image" or "video"
     frames: np.ndarray  # to look at: uint8 (t, h, w, 3), the field that the model sees, at 128 px or more
@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
 
 
 def read_prompt(model: VideoLLaVA, file: str | Path, question: str, answer: str | None = None) -> Prompt:
-    """A question about a picture or a clip, with the answer to it or without, encoded.
+    """A question about an image or a clip, with the answer to it or without, encoded.
 
     Raises MediaError for a file that cannot be read, ContextLengthError for a question that is too long.
     """
@@ -55,7 +55,7 @@ def read_prompt(model: VideoLLaVA, file: str | Path, question: str, answer: str 
 
 
 def token_places(config: ModelConfig, kind: str, frames: int = 1) -> np.ndarray:
-    """(frame, row, column), counted from 0, of each visual token of a picture or clip: int (n, 3).
+    """(frame, row, column), counted from 0, of each visual token of an image or clip: int (n, 3).
 
     A class token, where the config keeps them, has row and column -1. Raises ConfigError where the model has
     no token for each patch.
@@ -93,7 +93,7 @@ def onto_patches(weights: np.ndarray, prompt: Prompt, config: ModelConfig) -> np
 def visual_attention(model: VideoLLaVA, file: str | Path, question: str) -> tuple[np.ndarray, np.ndarray]:
     """The attention of the position that predicts the answer's first token, in every layer and head.
 
-    file: a picture or a clip. Returns (frames, weights): uint8 (t, h, w, 3), pixels of the field that the
+    file: an image or a clip. Returns (frames, weights): uint8 (t, h, w, 3), pixels of the field that the
     model sees, at 128 px or more; and float32 (layer, k, t, h, w) over its patch grid. A weight is a share of
     that position's attention, so one layer and head sum to at most 1: the rest goes to words.
 
@@ -173,8 +173,8 @@ def occlusion(
 ) -> np.ndarray:
     """How much less likely an answer becomes when patches are hidden: float64 (m,), in nats.
 
-    hide: bool (m, t, h, w), the patches that each of m trials hides; t = 1 for a picture. Hidden pixels take
-    the median colour of the picture or clip before the encoder sees them. The likelihood is that of the whole
+    hide: bool (m, t, h, w), the patches that each of m trials hides; t = 1 for an image. Hidden pixels take
+    the median colour of the image or clip before the encoder sees them. The likelihood is that of the whole
     answer and the end of the turn. Negative: the answer became more likely.
 
     Raises DataError when `hide` does not fit the patch grid; and as `read_prompt`.
@@ -211,7 +211,7 @@ def _likelihood(model: VideoLLaVA, prompt: Prompt, trials: Tensor) -> Tensor:
 def true_place(scene: Scene, thing: Thing, frames: int, grid: int) -> np.ndarray:
     """The share of each patch that a thing covers, in the frames that a model sees: float32 (t, h, w) in 0..1.
 
-    frames: how many of a clip the model sees, evenly spread; 1 for a picture. grid: patches along one side.
+    frames: how many of a clip the model sees, evenly spread; 1 for an image. grid: patches along one side.
     Overlaps need no care: things of the embedded world keep apart.
     """
     fine = coverage(thing, scene.frames, 16 * grid)

@@ -35,7 +35,7 @@ def chat(
     on_text: Callable[[str], None] | None = None,
     **sampling,
 ) -> str:
-    """The model's answer to a question about pictures and clips.
+    """The model's answer to a question about images and clips.
 
     images, videos: paths, or one path. Where no turn names them by <image> and <video>, they stand before the first
     question, clips first, as the original does. history: earlier (question, answer) pairs of the same
@@ -161,7 +161,7 @@ def answer_prompts(
 
 
 class _Seen(NamedTuple):
-    """A picture or clip of a conversation."""
+    """An image or clip of a conversation."""
 
     number: int  # of no other in this conversation
     path: File
@@ -170,7 +170,7 @@ class _Seen(NamedTuple):
 
 
 class Conversation:
-    """A conversation about pictures and clips that goes on.
+    """A conversation about images and clips that goes on.
 
     Its keys and values stay in a cache: a further turn reads only what the model has not read yet, and a file is
     encoded once. The answers are those that `chat` gives for the same history. What fails, or is interrupted,

@@ -231,15 +231,15 @@ class ModelConfig:
     keep_cls_video: bool = False  # the paper says patch features only; the public code since 2024 keeps it
     template: str = "v1"
     stage1_template: str = "plain"
-    aspect: str = "pad"  # pictures: "pad" to a square as in stage 2 of the paper, or "square" (centre crop)
+    aspect: str = "pad"  # images: "pad" to a square as in stage 2 of the paper, or "square" (centre crop)
     stage1_aspect: str = "square"
-    antialias: bool = True  # of pictures made smaller; the original resized tensors, and torchvision 0.15 did not
+    antialias: bool = True  # of images made smaller; the original resized tensors, and torchvision 0.15 did not
     clip_resize: str = "bilinear"  # of a clip's frames, not antialiased: as the original; the port's is "bicubic"
     frame_sampling: str = "linspace"  # of a clip: as the original; "arange", the port's; "opencv", its other reader's
     image_token: int | None = None  # ids that stand for visual tokens beside -200, in the port's vocabulary
     video_token: int | None = None
     projector: str = "mlp"  # one of PROJECTORS; the paper's is the shared `mlp2x_gelu`
-    projector_queries: int = 16  # of the "resampler": tokens of each picture or clip
+    projector_queries: int = 16  # of the "resampler": tokens of each image or clip
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
@@ -251,7 +251,7 @@ class ModelConfig:
         _check_choice("clip_resize", self.clip_resize, ("bilinear", "bicubic"))
         _check_choice("frame_sampling", self.frame_sampling, ("linspace", "arange", "opencv"))
         if self.image.temporal:
-            raise ConfigError("image.temporal is on: a picture has one frame, so only video.temporal can be.")
+            raise ConfigError("image.temporal is on: an image has one frame, so only video.temporal can be.")
         if self.video.masked:
             raise ConfigError("video.masked: only the image encoder of the ablation runs masked; set it to 0.")
         for name, layers in (("image", self.image.layers), ("video", self.video.layers)):
@@ -271,7 +271,7 @@ class ModelConfig:
                 raise ConfigError(f"keep_cls_{name}: the {name} encoder has no CLS token to keep; set it to false.")
 
     def visual_tokens(self, kind: str, frames: int = 1) -> int:
-        """Tokens that one picture, or one clip of `frames` frames, takes in the language model's context."""
+        """Tokens that one image, or one clip of `frames` frames, takes in the language model's context."""
         if self.projector == "resampler":
             return self.projector_queries
         if kind == "image":
@@ -285,7 +285,7 @@ class WorldConfig:
     """How much of the world to make. Scene i of a split is the same in every size of that split."""
 
     seed: int = 0
-    size: int = 64  # side of pictures and clips in pixels
+    size: int = 64  # side of images and clips in pixels
     frames: int = 15  # of a clip; data/world.py says why not 16
     fps: int = 8
     images: int = 8000  # training scenes
@@ -295,11 +295,11 @@ class WorldConfig:
     align_clips: int = 8000
     text_documents: int = 40000
     lists: float = 0.0  # share of the text documents that ask many questions about a list of things
-    validation: int = 100  # pictures, and as many clips
+    validation: int = 100  # images, and as many clips
     test: int = 400
     compositional: int = 200
     questions: int = 5  # on each scene of these three
-    depth: bool = False  # a depth map beside each picture
+    depth: bool = False  # a depth map beside each image
 
     def __post_init__(self):
         if self.size < 16 or self.size % 2:
@@ -358,8 +358,8 @@ class Preset:
     align_video: TrainingConfig  # video encoder onto the frozen text encoder
     stage1: TrainingConfig  # projector only, captions
     stage2: TrainingConfig  # projector and language model, conversations
-    pictures_first: float = 0.0  # share of stage 2, from its start, without clips: short conversations teach to look
+    images_first: float = 0.0  # share of stage 2, from its start, without clips: short conversations teach to look
 
     def __post_init__(self):
-        if not 0 <= self.pictures_first <= 1:
-            raise ConfigError(f"pictures_first is {self.pictures_first}, a share of stage 2's steps: use 0 to 1.")
+        if not 0 <= self.images_first <= 1:
+            raise ConfigError(f"images_first is {self.images_first}, a share of stage 2's steps: use 0 to 1.")

@@ -9,7 +9,7 @@ class MinivllavaError(ValueError):
 
 
 class MediaError(MinivllavaError):
-    """A picture or clip is missing, empty, truncated, not media, or has no frames."""
+    """An image or clip is missing, empty, truncated, not media, or has no frames."""
 
 
 class DataError(MinivllavaError):

@@ -16,7 +16,7 @@ from minivllava.errors import ConfigError
 
 
 def _tiny() -> Preset:
-    """Two CPU cores: 32 px pictures in 4 x 4 patches, about 4 M parameters in all."""
+    """Two CPU cores: 32 px images in 4 x 4 patches, about 4 M parameters in all."""
     image = VisionConfig(image_size=32, patch_size=8, width=128, layers=4, heads=4, mlp_width=512)
     return Preset(
         name="tiny",
@@ -37,7 +37,7 @@ def _tiny() -> Preset:
         align_video=TrainingConfig(steps=800, batch_size=64, learning_rate=1e-3, weight_decay=0.1),
         stage1=TrainingConfig(steps=300, batch_size=48, learning_rate=3e-3, accumulation=2),
         stage2=TrainingConfig(steps=4000, batch_size=32, learning_rate=1e-3, accumulation=2),
-        pictures_first=0.5,
+        images_first=0.5,
     )
 
 
@@ -53,7 +53,7 @@ def _demo() -> Preset:
         ),
         stage1=with_changes(tiny.stage1, steps=150),
         stage2=with_changes(tiny.stage2, steps=1500, accumulation=4),
-        pictures_first=0.0,
+        images_first=0.0,
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def _sample() -> Preset:
 
 
 def _small() -> Preset:
-    """One GPU: 64 px pictures, 64 patches a frame, about 40 M parameters."""
+    """One GPU: 64 px images, 64 patches a frame, about 40 M parameters."""
     image = VisionConfig(image_size=64, patch_size=8, width=384, layers=8, heads=6, mlp_width=1536)
     tiny = _tiny()
     return with_changes(

@@ -1,4 +1,4 @@
-"""The report of a finished run: one HTML file with everything in it, and one picture for the README."""
+"""The report of a finished run: one HTML file with everything in it, and one figure for the README."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ from minivllava.files import write_text
 from minivllava.models.vllava import VideoLLaVA
 
 SHOWN, ASKED, MISTAKES = 8, 3, 4  # files of each kind, questions on each, mistakes of each kind
-PIXELS = 256  # larger pictures are shown smaller
+PIXELS = 256  # larger images are shown smaller
 REDO = "delete it and give the train command again"
 RECIPES = {"language": "language", "languagebind-image": "align_image", "languagebind-video": "align_video",
            "stage1": "stage1", "model": "stage2"}  # a step's name in the log and in the preset  # fmt: skip
@@ -31,7 +31,7 @@ def write_report(folder: str | Path) -> Path:
 
     folder: a run's, with run.json, log.json, evaluation.json (by `evaluate_world`) and the checkpoint model/.
     The file is whole or not there at all. Raises CheckpointError that names what is missing or broken,
-    MediaError where a picture or clip of the test is gone.
+    MediaError where an image or clip of the test is gone.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -69,16 +69,15 @@ def write_report(folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def result_picture(folder: str | Path):
-    """One Figure of 1200 x 700 pixels for a README: held-out pictures and clips with answers, and accuracies.
+def result_figure(evaluation: dict):
+    """One Figure of 1200 x 700 pixels for a README: held-out images and clips with answers, and accuracies.
 
-    The files are drawn at random, clips with a question that needs the order of frames first. Raises as
-    `write_report` does.
+    evaluation: what `evaluate_world` returns. The files are drawn at random, clips with a question that needs the order
+    of frames first. Raises MediaError where a file is gone.
     """
     from matplotlib.figure import Figure
 
-    folder = Path(folder)
-    tables, predictions = _parts(_read(folder / "evaluation.json"), folder / "evaluation.json")
+    tables, predictions = evaluation["tables"], evaluation["predictions"]
     drawn = draw_files(predictions["test"]["model"], count=24)
     chosen = [group[place % len(group)] for place, group in enumerate(drawn["image"][:4])]
     # clips with a question that needs the order of frames come first
@@ -128,7 +127,7 @@ def _parts(evaluation: dict, file: Path) -> tuple[dict, dict]:
 
 def _headlines(tables: dict[str, list[dict]]) -> list[dict]:
     """The numbers on top: title, and the shares of the model, the blind model and the majority answer."""
-    wanted = [("Pictures", "test", ("image",)), ("Clips", "test", ("video",)),
+    wanted = [("Images", "test", ("image",)), ("Clips", "test", ("video",)),
               ("New combinations", "compositional", ("image", "video"))]  # fmt: skip
     lines = []
     for title, split, kinds in wanted:
@@ -166,7 +165,7 @@ def _facts(run: dict, logs: dict, model: VideoLLaVA) -> list[tuple[str, str]]:
         ("Language model", f"{layers}, {len(model.tokenizer):,} tokens"),
     ]
     if world:
-        size = f"{world['images']:,} pictures and {world['clips']:,} clips"
+        size = f"{world['images']:,} images and {world['clips']:,} clips"
         facts.append(("World", f"{size}, {world['turns']} questions each, seed {world['seed']}"))
     for name, key in RECIPES.items():
         recipe = preset.get(key) or (run.get("training") if name == "model" else None)
@@ -187,7 +186,7 @@ def _count(parameters: int) -> str:
 
 
 def _frames(prediction: dict) -> np.ndarray:
-    """The picture, as a clip of one frame, or 8 frames of the clip that a prediction is about."""
+    """The image, as a clip of one frame, or 8 frames of the clip that a prediction is about."""
     if prediction["kind"] == "image":
         return read_image(prediction["file"])[None]
     return read_video(prediction["file"])

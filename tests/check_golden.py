@@ -52,7 +52,7 @@ class Golden:
         }
 
     def pixels(self, kind: str) -> Tensor:
-        """Pictures (b, c, h, w) or clips (b, t, c, h, w); the original puts a clip's channels before its frames."""
+        """Images (b, c, h, w) or clips (b, t, c, h, w); the original puts a clip's channels before its frames."""
         name = f"{kind}.pixels"
         pixels = self.stored[name if name in self.stored else "image.pixels"]
         return rearrange(pixels, "b c t h w -> b t c h w") if pixels.ndim == 5 else pixels
@@ -112,7 +112,7 @@ class Golden:
         yield from self.result(f"{case}.loss", lambda: (loss.total / loss.tokens)[None])
 
     def encoded(self, case: str) -> tuple[list[tuple[list[int], list[int]]], list[Tensor]]:
-        """(ids, labels) of each row, and the visuals: the original's one -200 for a picture or a frame becomes one
+        """(ids, labels) of each row, and the visuals: the original's one -200 for an image or a frame becomes one
         for each of its visual tokens."""
         config, chosen = self.vllava.config, [tuple(choice) for choice in self.cases[case]]
         visuals = [self.pixels(kind)[number] for kind, number in chosen]

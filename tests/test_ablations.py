@@ -279,9 +279,9 @@ def test_pope_questions_are_answered_truly():
 
 def test_depth_is_asked_without_colours():
     data = DepthData(WORLD, progress=False)
-    assert len(data.test) == len(data.test_pictures) > 0 and len(data.tune) > 0
+    assert len(data.test) == len(data.test_images) > 0 and len(data.tune) > 0
     assert all("/depth/" in row["images"][0] for row in (*data.test, *data.tune))
-    assert all("/images/" in row["images"][0] for row in data.test_pictures)
+    assert all("/images/" in row["images"][0] for row in data.test_images)
     said = " ".join(turn["value"] for row in (*data.test, *data.tune) for turn in row["conversations"])
     assert not any(colour in said for colour in ("colour", "red", "green", "blue", "yellow", "cyan"))
     assert all(row["conversations"][0]["value"].startswith("<image>\n") for row in data.tune)
@@ -416,7 +416,7 @@ def test_further_modalities_are_plugged_into_one_finished_model(settings, parts,
     before = cell_module.train_stages
     monkeypatch.setattr(cell_module, "train_stages", lambda *a, **o: trained.append(1) or before(*a, **o))
     results = {}
-    for depth in ("picture", "rgb", "mae", "bound"):
+    for depth in ("image", "rgb", "mae", "bound"):
         results[depth] = run_cell(override(settings, f"depth={depth}"), 0, parts)
         assert results[depth]["steps"] == {}, "no training of projector or language model"
     tuned = run_cell(override(settings, "depth=bound", "depth_tuning=0.5", "stage2.steps=4"), 0, parts)

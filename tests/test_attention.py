@@ -32,7 +32,7 @@ QUESTION = "What colour is the square?"
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
     folder = tmp_path_factory.mktemp("media")
-    write_image(folder / "picture.png", square("red", 4))
+    write_image(folder / "image.png", square("red", 4))
     write_video(folder / "clip.mp4", np.stack([square("green", left) for left in range(0, 20, 3)]))
     return folder
 
@@ -55,7 +55,7 @@ def test_places_count_frames_rows_and_columns(model, kind, frames):
         assert [tuple(place) for place in places[::5]] == [(t, -1, -1) for t in range(frames)]
 
 
-@pytest.mark.parametrize("file", ["picture.png", "clip.mp4"])
+@pytest.mark.parametrize("file", ["image.png", "clip.mp4"])
 def test_weights_are_laid_where_their_tokens_are(model, media, file):
     prompt = read_prompt(model, media / file, QUESTION)
     ids = prompt.ids[0].numpy()
@@ -72,7 +72,7 @@ def test_weights_are_laid_where_their_tokens_are(model, media, file):
 
 
 def test_models_without_a_token_for_each_patch_say_so(model, media):
-    prompt = read_prompt(model, media / "picture.png", QUESTION)
+    prompt = read_prompt(model, media / "image.png", QUESTION)
     weights = np.zeros(prompt.ids.shape[1])
     resampling = replace(model.config, projector="resampler")
     hiding = replace(model.config, image=replace(model.config.image, masked=0.5))
@@ -86,7 +86,7 @@ def test_models_without_a_token_for_each_patch_say_so(model, media):
 def test_looking_keeps_one_row_of_each_pattern(model, media, monkeypatch):
     kept, stack = [], torch.stack
     monkeypatch.setattr(torch, "stack", lambda rows, *rest: (kept.append(rows), stack(rows, *rest))[1])
-    visual_attention(model, media / "picture.png", QUESTION)
+    visual_attention(model, media / "image.png", QUESTION)
     rows = next(rows for rows in kept if type(rows).__name__ == "_LastRows")
     assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
 
@@ -106,7 +106,7 @@ def test_rollout_multiplies_layers_from_the_last_to_the_first():
     np.testing.assert_allclose(rollout(heads), rollout(heads.mean(1, keepdims=True)))
 
 
-@pytest.mark.parametrize("file, grid, column", [("picture.png", (1, 2, 2), 0), ("clip.mp4", (4, 2, 2), 1)])
+@pytest.mark.parametrize("file, grid, column", [("image.png", (1, 2, 2), 0), ("clip.mp4", (4, 2, 2), 1)])
 def test_occlusion_is_what_painting_over_by_hand_costs(model, media, file, grid, column):
     prompt = read_prompt(model, media / file, QUESTION, "red")
     hide = np.zeros((3, *grid), dtype=bool)
@@ -149,7 +149,7 @@ def test_a_patch_gets_the_mean_fall_of_the_trials_that_hide_it():
 @pytest.mark.parametrize("hide", [np.zeros((1, 2, 2), bool), np.zeros((1, 1, 4, 4), bool), np.zeros((1, 1, 2, 2))])
 def test_what_is_hidden_must_fit_the_patches(model, media, hide):
     with pytest.raises(DataError, match=r"bool \(m, 1, 2, 2\)"):
-        occlusion(model, media / "picture.png", QUESTION, "red", hide)
+        occlusion(model, media / "image.png", QUESTION, "red", hide)
 
 
 def test_true_place_is_where_the_renderer_draws_it():
@@ -161,9 +161,9 @@ def test_true_place_is_where_the_renderer_draws_it():
     white = (frames.min(-1) > 150).reshape(8, 4, 16, 4, 16).mean((2, 4))
     np.testing.assert_allclose(true_place(scene, mover, 8, 4), red, atol=0.08)
     np.testing.assert_allclose(true_place(scene, still, 8, 4), white, atol=0.08)
-    picture = Scene((still,), seed=1)
-    assert true_place(picture, still, 1, 4).shape == (1, 4, 4)
-    np.testing.assert_allclose(true_place(picture, still, 1, 4), true_place(scene, still, 1, 4))
+    image = Scene((still,), seed=1)
+    assert true_place(image, still, 1, 4).shape == (1, 4, 4)
+    np.testing.assert_allclose(true_place(image, still, 1, 4), true_place(scene, still, 1, 4))
 
 
 def test_overlap_is_a_share_of_what_is_positive():

@@ -187,12 +187,12 @@ def test_hidden_states_are_those_of_transformers(kind, has_cls, tmp_path):
     clip = torch.randn(2, 3, 3, 16, 16)
     with torch.no_grad():
         output = theirs(clip[:, 0], output_hidden_states=True)
-        pictures, clips = tower(clip[:, 0]), tower(clip)
-    assert len(pictures.hidden) == 4
-    for ours, their in zip(pictures.hidden, output.hidden_states, strict=True):
+        images, clips = tower(clip[:, 0]), tower(clip)
+    assert len(images.hidden) == 4
+    for ours, their in zip(images.hidden, output.hidden_states, strict=True):
         assert torch.allclose(ours, their, atol=1e-5)
-    assert torch.allclose(pictures.pooled, output.pooler_output, atol=1e-5)
-    assert torch.allclose(clips.hidden[-2][:, 0], pictures.hidden[-2], atol=1e-5), "clips: frame by frame"
+    assert torch.allclose(images.pooled, output.pooler_output, atol=1e-5)
+    assert torch.allclose(clips.hidden[-2][:, 0], images.hidden[-2], atol=1e-5), "clips: frame by frame"
     assert tower.features(clip[:, 0]).shape == (2, 4, 16) and tower.features(clip).shape == (2, 3, 4, 16)
     assert tower.features(clip, keep_cls=True).shape == (2, 3, 4 + has_cls, 16)
     assert tower.config.mean == ((0.5, 0.5, 0.5) if kind == "Siglip" else tiny_config().image.mean)
@@ -396,9 +396,9 @@ def test_rounded_weights_give_nearly_the_same_logits(kind, most, tmp_path):
     VideoLLaVA(replace(model.config, language=sizes), model.tokenizer).save_pretrained(tmp_path / "model")
     whole, rounded = (VideoLLaVA.from_pretrained(tmp_path / "model", quantize=q) for q in (None, kind))
     ids = torch.tensor([[1, *[-200] * 4, *range(20, 60)]])
-    picture = torch.randn(3, 16, 16)
+    image = torch.randn(3, 16, 16)
     with torch.no_grad():
-        logits, found = whole(ids, [picture]), rounded(ids, [picture])
+        logits, found = whole(ids, [image]), rounded(ids, [image])
     error = (found - logits).abs().mean() / logits.abs().mean()
     assert 0 < error < most
     assert torch.equal(whole.language_model.head.weight, rounded.language_model.head.weight)

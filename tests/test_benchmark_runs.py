@@ -225,7 +225,7 @@ def model(tmp_path_factory):
     return path
 
 
-LAYOUTS = {  # benchmark: (folder of fixtures, pictures and clips that its questions name)
+LAYOUTS = {  # benchmark: (folder of fixtures, images and clips that its questions name)
     "activitynet-qa": ("video_qa", ["videos/v_cat.mp4", "videos/v_dog.mp4"]),
     "msvd-qa": ("video_qa", ["videos/cat.mp4", "videos/dog.avi"]),
     "pope": ("pope", ["val2014/a.png", "val2014/b.png"]),
@@ -242,7 +242,7 @@ LAYOUTS = {  # benchmark: (folder of fixtures, pictures and clips that its quest
 
 
 def root_of(name: str, folder: Path) -> Path:
-    """A copy of a benchmark's fixtures with small pictures and clips beside them."""
+    """A copy of a benchmark's fixtures with small images and clips beside them."""
     fixtures, media = LAYOUTS[name]
     root = folder / "root"
     shutil.copytree(FILES / fixtures, root)
@@ -461,13 +461,13 @@ def test_a_limited_run_is_scored_on_what_it_asked(model, tmp_path):
 
 
 def test_a_run_asks_as_the_original_does(model, tmp_path):
-    """Clips with "human" in the system sentence, pictures of some benchmarks without padding."""
+    """Clips with "human" in the system sentence, images of some benchmarks without padding."""
     loaded = tiny_vllava(template="v1", aspect="pad")
     videos = benchmark_run._answerer(loaded, BENCHMARKS["tgif-qa"], 0, {})
-    pictures = benchmark_run._answerer(loaded, BENCHMARKS["mm-vet"], 0, {})
-    systems = [template(answerer.template_name or "v1").system for answerer in (videos, pictures)]
+    images = benchmark_run._answerer(loaded, BENCHMARKS["mm-vet"], 0, {})
+    systems = [template(answerer.template_name or "v1").system for answerer in (videos, images)]
     assert "curious human" in systems[0] and "curious user" in systems[1]
-    assert (videos.config.aspect, pictures.config.aspect) == ("pad", "square")
+    assert (videos.config.aspect, images.config.aspect) == ("pad", "square")
 
 
 # the command line

@@ -201,7 +201,7 @@ def test_pope_of_the_folder_averages_the_categories():
 
 
 def test_pope_by_llavas_question_file(tmp_path):
-    """LLaVA numbers all categories through; labels are found by category, picture and question."""
+    """LLaVA numbers all categories through; labels are found by category, image and question."""
     shutil.copytree(FILES / "pope/coco", tmp_path / "coco")
     questions, answers = [], []
     for row in reversed(read_rows(FILES / "pope/answers.jsonl", Problems())):
@@ -258,7 +258,7 @@ def test_vizwiz_by_vqas_rule_and_as_its_script_leaves_the_answers():
     assert metrics == {"accuracy": 100, "accuracy, human answers as written": 50}
 
 
-def test_textvqa_joins_by_picture_and_question():
+def test_textvqa_joins_by_image_and_question():
     for questions in ("textvqa/TextVQA_0.5.1_val.json", "textvqa/llava_textvqa_val_v051_ocr.jsonl"):
         result = scored("textvqa", questions, "textvqa/answers.jsonl")
         assert result["metrics"]["accuracy"] == pytest.approx(45)  # of 0.9 and 0
@@ -380,7 +380,7 @@ def test_fields_of_a_table_may_hold_line_breaks_that_end_no_line(tmp_path):
     assert [row.where for row in rows] == [f"{tmp_path}/t.tsv:{line}" for line in (2, 3, 5)]
 
 
-def test_mmbench_prompts_and_pictures():
+def test_mmbench_prompts_and_images():
     first, second, third = mmbench.questions(FILES / "mmbench")
     assert first.prompt == "What is it?\nA. a cat\nB. a dog\n" + science_qa.LETTER.strip()
     assert second.prompt.startswith('Look at\nthe top.\nWhich is "left"?\nA. red\nB. blue\nC. green\nAnswer')

@@ -175,7 +175,7 @@ def test_another_kind_of_checkpoint(copy, saved):
         load_language(saved[0])
     (copy / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "text_config": {}}))
     refused(copy, "config.json", "'qwen2_vl'", "'llava'", "'video_llava'")
-    (copy / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {}}))  # pictures alone
+    (copy / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {}}))  # images alone
     refused(copy, "config.json", "'llava'")
 
 

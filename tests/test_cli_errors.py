@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working directory with a good picture and a good clip in it, and a cache of its own."""
+    """A working directory with a good image and a good clip in it, and a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
     write_image("good.png", square("red", 4))
@@ -80,7 +80,7 @@ BAD_FILES = {
     "empty clip": ("empty.mp4", Path("empty.mp4").touch, "is empty"),
     "truncated": ("cut.png", lambda: damage("good.png", "cut.png", lambda n: n // 2), "again"),
     "truncated clip": ("cut.mp4", lambda: damage("good.mp4", "cut.mp4", lambda n: n // 2), "again"),
-    "not media": ("text.png", lambda: Path("text.png").write_text("no picture\n" * 20), "again"),
+    "not media": ("text.png", lambda: Path("text.png").write_text("no image\n" * 20), "again"),
     "not media, clip": ("text.mp4", lambda: Path("text.mp4").write_text("no clip\n" * 20), "again"),
     "no frames": ("none.mp4", lambda: damage("good.mp4", "none.mp4", lambda n: 40), "again"),
     "a folder": ("folder.png", Path("folder.png").mkdir, "is a folder"),
@@ -235,7 +235,7 @@ def test_a_media_folder_that_is_not_there(refused, model):
 def test_inspecting_broken_media_ends_with_2(run, model):
     write_records(Path("."))
     assert run("data", "--inspect", "records.json")[0] == 0
-    Path("red.png").write_bytes(b"no picture")
+    Path("red.png").write_bytes(b"no image")
     code, out, _ = run("data", "--inspect", "records.json")
     assert code == 2 and "1 broken files" in out and "red.png" in out
 

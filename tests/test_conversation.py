@@ -1,6 +1,7 @@
 """Conversations to ids and labels: templates, what is learned, placeholders, and the tokenizer."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -264,7 +265,8 @@ def test_collate_pads_on_the_right_and_mixes_modalities(tmp_path):
     length = len(data[2]["input_ids"])
     assert batch.input_ids[2, length:].eq(0).all() and batch.labels[2, length:].eq(IGNORE).all()
     assert data.modalities() == {"image": 1, "video": 1, "text": 1}
-    short = Conversations(records, TOKENIZER, config, lambda path, kind: None, frames=2)
+    short = replace(config, video=replace(config.video, frames=2))
+    short = Conversations(records, TOKENIZER, short, lambda path, kind: None)
     assert (short.input_ids[1] == VISUAL).sum() == 8
 
 

@@ -98,9 +98,9 @@ def test_batches_give_the_answers_of_single_questions(model, records):
 
 
 def test_views_change_clips_and_nothing_else(model, records):
-    picture, clip = records[0]["visuals"][0], records[1]["visuals"][0]
+    image, clip = records[0]["visuals"][0], records[1]["visuals"][0]
     shown = {view: _Visuals(model, view) for view in VIEWS}
-    assert torch.equal(shown["model"](picture, "image"), shown["shuffled frames"](picture, "image"))
+    assert torch.equal(shown["model"](image, "image"), shown["shuffled frames"](image, "image"))
     assert not torch.equal(shown["model"](clip, "video"), shown["shuffled frames"](clip, "video"))
     pixels = load_pixels(clip, "video", model.config, 4)
     middle = model.features(pixels[2].expand_as(pixels)[None])[0]
@@ -108,7 +108,7 @@ def test_views_change_clips_and_nothing_else(model, records):
 
 
 def test_blind_answers_do_not_depend_on_the_file(model, records):
-    rows = records.select([0, 2])  # the same question about two pictures
+    rows = records.select([0, 2])  # the same question about two images
     answers = [p["answer"] for p in evaluate(model, rows, "blind", progress=False)]
     assert answers[0] == answers[1]
 

@@ -332,7 +332,7 @@ def test_a_conversation_answers_as_chat_does_and_reads_only_what_is_new(model, f
 
     monkeypatch.setattr(LanguageModel, "forward", spy)
     conversation = Conversation(model, **SHORT)
-    clip, picture = folder / "red.mp4", folder / "blue.png"
+    clip, image = folder / "red.mp4", folder / "blue.png"
     shown: list[str] = []
     first = conversation.ask("What?", videos=[clip], on_text=shown.append)
     assert first == model.chat("What?", videos=[clip], **SHORT)
@@ -340,13 +340,13 @@ def test_a_conversation_answers_as_chat_does_and_reads_only_what_is_new(model, f
     lengths.clear()
     second = conversation.ask("Why?")
     read = max(lengths)
-    third = conversation.ask("Left <image> of what?", images=[picture])
+    third = conversation.ask("Left <image> of what?", images=[image])
     history = [("<video>\nWhat?", first), ("Why?", second)]
     lengths.clear()
     assert second == model.chat("Why?", videos=[clip], history=history[:1], **SHORT)
     assert read < max(lengths) - 16, "the clip's 16 tokens and the words around them are not read again"
     asked = "Left <image> of what?"
-    assert third == model.chat(asked, videos=[clip], images=[picture], history=history, **SHORT)
+    assert third == model.chat(asked, videos=[clip], images=[image], history=history, **SHORT)
     assert conversation.history == [*history, (asked, third)]
     conversation.reset()
     assert conversation.history == [] and conversation.ask("Why?") == model.chat("Why?", **SHORT)
@@ -395,8 +395,8 @@ def test_several_conversations_at_once_are_answered_as_each_alone(model, folder)
     histories = [[], [], [("What?", "red")]]
     together = chat_batch(model, questions, images, videos, histories, **SHORT)
     alone = [
-        model.chat(question, pictures, clips, history=history, **SHORT)
-        for question, pictures, clips, history in zip(questions, images, videos, histories, strict=True)
+        model.chat(question, images, clips, history=history, **SHORT)
+        for question, images, clips, history in zip(questions, images, videos, histories, strict=True)
     ]
     assert together == alone
     assert chat_batch(model, ["Why?"], **SHORT) == [model.chat("Why?", **SHORT)]
@@ -424,7 +424,7 @@ def test_chat_reads_a_pipe_and_survives_what_is_wrong(model, folder, tmp_path):
     ]  # fmt: skip
     result = chat_command(model, tmp_path, lines, str(folder / "red.png"))
     assert result.exit_code == 0, result.output
-    for message in ("none.png", "is a picture", "no command /nonsense", "/image needs"):
+    for message in ("none.png", "is an image", "no command /nonsense", "/image needs"):
         assert message in result.stderr
     conversation = Conversation(model, max_new_tokens=6)
     first = conversation.ask("What?", images=[folder / "red.png"])

@@ -9,7 +9,7 @@ from tiny import tiny_tokenizer
 
 from minivllava.figures import attention, decoder, tokens
 from minivllava.figures.style import BLUE, GREEN, SKY
-from minivllava.figures.tokens import FRAME, PADDING, PICTURE, TEXT
+from minivllava.figures.tokens import FRAME, IMAGE, PADDING, TEXT
 
 
 def words(figure) -> list[str]:
@@ -42,7 +42,7 @@ def test_token_words():
 @pytest.mark.parametrize("width, dark", [(9.0, False), (4.0, True)])
 def test_token_boxes_show_every_word_and_mark_what_is_learned(width, dark):
     labels = [f"w{i}" for i in range(30)]
-    sources = [TEXT] * 10 + [PICTURE] * 4 + [FRAME, FRAME + 1] * 8
+    sources = [TEXT] * 10 + [IMAGE] * 4 + [FRAME, FRAME + 1] * 8
     learned = [i % 7 == 0 for i in range(30)]
     figure = tokens.token_boxes(labels, sources, learned, width=width, dark=dark)
     assert [text for text in words(figure) if text[0] == "w"] == labels
@@ -56,11 +56,11 @@ def test_token_boxes_show_every_word_and_mark_what_is_learned(width, dark):
 
 def test_batch_strips_are_as_long_as_their_sources():
     sources = np.array(
-        [[TEXT] * 2 + [PICTURE] * 4 + [TEXT] * 3 + [PADDING] * 13, [TEXT] * 4 + [FRAME] * 8 + [FRAME + 1] * 10]
+        [[TEXT] * 2 + [IMAGE] * 4 + [TEXT] * 3 + [PADDING] * 13, [TEXT] * 4 + [FRAME] * 8 + [FRAME + 1] * 10]
     )
-    figure = tokens.batch_strips(sources, sources == TEXT, ["picture", "clip"])
+    figure = tokens.batch_strips(sources, sources == TEXT, ["image", "clip"])
     shown = words(figure)
-    assert {"picture", "clip", "padding", "learned", "frame 1", "frame 2"} <= set(shown)
+    assert {"image", "clip", "padding", "learned", "frame 1", "frame 2"} <= set(shown)
     axes = figure.axes[0]
     assert boxes(axes, GREEN) == [(2, 4)] and boxes(axes, BLUE) == [(4, 8)] and boxes(axes, SKY) == [(12, 10)]
 
@@ -69,7 +69,7 @@ def test_embedding_rows_keep_empty_places_empty():
     matrix = np.random.default_rng(0).normal(size=(6, 20))
     matrix[2:4] = np.nan
     figure = tokens.embedding_rows(
-        {"one": matrix, "two": np.nan_to_num(matrix)}, [TEXT] * 2 + [PICTURE] * 2 + [TEXT] * 2, 5
+        {"one": matrix, "two": np.nan_to_num(matrix)}, [TEXT] * 2 + [IMAGE] * 2 + [TEXT] * 2, 5
     )
     assert {"one", "two"} <= set(words(figure))
     drawn = figure.axes[0].images[0].get_array()
@@ -85,8 +85,8 @@ def test_attention_matrix_leaves_the_future_white():
 
 
 def test_token_budget():
-    figure = tokens.token_budget([("tiny, a clip", FRAME, 128, 1024), ("7B, a picture", PICTURE, 256, 4096)])
-    assert {"tiny, a clip", "7B, a picture", "128 of 1,024", "256 of 4,096"} <= set(words(figure))
+    figure = tokens.token_budget([("tiny, a clip", FRAME, 128, 1024), ("7B, an image", IMAGE, 256, 4096)])
+    assert {"tiny, a clip", "7B, an image", "128 of 1,024", "256 of 4,096"} <= set(words(figure))
     assert [round(width, 2) for _, width in boxes(figure.axes[0], BLUE)] == [12.5]
 
 
@@ -152,7 +152,7 @@ def test_heads_frames_and_overlaps():
     assert [patch.get_height() for patch in figure.axes[0].patches] == [0, 1, 2, 3, 0, -1, -2, -3]
     assert {"x", "y", "nats"} <= set(words(figure))
     maps = {"attention": (np.array([0.2, 0.4]), np.array([0.2, 0.2])), "occlusion": (np.array([0.9, 0.7]), np.zeros(2))}
-    figure = attention.overlap_chart({"Pictures": maps}, [0.1])
-    assert {"Pictures (n = 2)", "chance", "attention", "occlusion"} <= set(words(figure))
+    figure = attention.overlap_chart({"Images": maps}, [0.1])
+    assert {"Images (n = 2)", "chance", "attention", "occlusion"} <= set(words(figure))
     means = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
     assert any(np.allclose(pair, (80, 0)) for pair in means) and any(np.allclose(pair, (30, 20)) for pair in means)

@@ -132,7 +132,7 @@ def respelt(folder: Path, out: Path, spelling: str) -> Path:
 
 
 def row(*parts) -> list[int]:
-    """Ids: a number is a token, "image" the places of a picture, "video3" those of a clip of 3 frames."""
+    """Ids: a number is a token, "image" the places of an image, "video3" those of a clip of 3 frames."""
     ids = []
     for part in parts:
         kind, count = (part[:5], int(part[5:] or 1)) if isinstance(part, str) else (None, 0)
@@ -146,9 +146,9 @@ def theirs(port, rows: list[list[int]], visuals: list[torch.Tensor], pad_left: b
     pads = [[0] * (width - len(ids)) for ids in rows]
     ids = torch.tensor([pad + ids if pad_left else ids + pad for ids, pad in zip(rows, pads, strict=True)])
     mask = (ids != 0).long()
-    pictures, clips = ([v for v in visuals if v.ndim == axes] for axes in (3, 4))
+    images, clips = ([v for v in visuals if v.ndim == axes] for axes in (3, 4))
     name = "pixel_values" if "pixel_values" in inspect.signature(port.forward).parameters else "pixel_values_images"
-    media = ({name: torch.stack(pictures)} if pictures else {}) | (
+    media = ({name: torch.stack(images)} if images else {}) | (
         {"pixel_values_videos": torch.stack(clips)} if clips else {}
     )
     with torch.no_grad():
@@ -167,7 +167,7 @@ def ours(model: VideoLLaVA, rows, visuals, places: int | None = None) -> list[to
     return [scores[: len(r)] for scores, r in zip(model(ids, visuals), rows, strict=True)]
 
 
-def picture(seed: int) -> torch.Tensor:
+def image(seed: int) -> torch.Tensor:
     return torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(seed))
 
 
@@ -176,12 +176,12 @@ def clip(seed: int, frames: int = 3) -> torch.Tensor:
 
 
 CASES = {
-    "image": ([row(1, 5, "image", 9, 7)], [picture(0)]),
+    "image": ([row(1, 5, "image", 9, 7)], [image(0)]),
     "video": ([row(1, "video3", 8, 9)], [clip(1)]),
-    "mixed": ([row(1, "video3", 6, "image", 9)], [clip(2), picture(3)]),
+    "mixed": ([row(1, "video3", 6, "image", 9)], [clip(2), image(3)]),
     "padded": (
         [row(1, "image", 9), row(1, 4, "video3", 7, 11), row(1, 2, 3), row(1, "image", 8, "video3")],
-        [picture(4), clip(5), picture(6), clip(7)],
+        [image(4), clip(5), image(6), clip(7)],
     ),
 }
 
@@ -222,7 +222,7 @@ def test_the_ports_switches(tmp_path, changes):
     model = port_model(**changes)
     model.save_pretrained(tmp_path)
     loaded = load_vllava(tmp_path)
-    rows, visuals = [row(1, "image", 7)], [picture(0)]
+    rows, visuals = [row(1, "image", 7)], [image(0)]
     if with_cls:
         rows[0].insert(1, IMAGE)
     torch.testing.assert_close(ours(loaded, rows, visuals), theirs(model, rows, visuals), **CLOSE)

@@ -14,7 +14,7 @@ from minivllava import figures
 from minivllava.evaluation.retrieval import modality_gap, principal_plane
 
 RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+IMAGE = RNG.integers(0, 255, (16, 16, 3), dtype=np.uint8)
 CLIP = RNG.integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
 
 
@@ -23,7 +23,7 @@ def words(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_visible()]
 
 
-def pictures(figure) -> list[np.ndarray]:
+def images(figure) -> list[np.ndarray]:
     return [np.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
 
 
@@ -48,20 +48,20 @@ def test_shares_are_in_per_cent_beside_chance():
 
 
 def test_patches_stand_in_raster_order():
-    figure = figures.patch_sequence(PICTURE, grid=4)
-    whole, *patches = pictures(figure)
-    np.testing.assert_array_equal(whole, PICTURE)
-    np.testing.assert_array_equal(np.stack(patches), rearrange(PICTURE, "(h i) (w j) c -> (h w) i j c", h=4, w=4))
-    assert words(figure).count("16") == 2  # in the picture and under the patch
+    figure = figures.patch_sequence(IMAGE, grid=4)
+    whole, *patches = images(figure)
+    np.testing.assert_array_equal(whole, IMAGE)
+    np.testing.assert_array_equal(np.stack(patches), rearrange(IMAGE, "(h i) (w j) c -> (h w) i j c", h=4, w=4))
+    assert words(figure).count("16") == 2  # in the image and under the patch
 
 
 def test_maps_of_places_and_tokens_keep_rows_and_columns():
     similarity = RNG.uniform(-0.5, 0.5, (9, 9)) + np.eye(9)
-    small = pictures(figures.place_similarity(similarity, grid=3))[:9]
+    small = images(figures.place_similarity(similarity, grid=3))[:9]
     np.testing.assert_allclose(np.stack(small), rearrange(similarity, "n (h w) -> n h w", h=3))
     values = RNG.uniform(0, 1, (4, 4))
-    figure = figures.token_similarity(PICTURE, {"after layer 1": values}, marked=(0, 3))
-    np.testing.assert_allclose(pictures(figure)[1], values)
+    figure = figures.token_similarity(IMAGE, {"after layer 1": values}, marked=(0, 3))
+    np.testing.assert_allclose(images(figure)[1], values)
     frame = figure.axes[1].lines[0].get_xydata()
     assert frame[:, 0].min() > 2 and frame[:, 1].max() < 1  # column 3, row 0
 
@@ -78,14 +78,14 @@ def test_attention_reach_counts_what_it_colours():
 
 def test_clips_spreads_and_patterns():
     figure = figures.clip_strips({"first": CLIP, "second": CLIP[::-1]})
-    np.testing.assert_array_equal(np.stack(pictures(figure)), np.concatenate([CLIP, CLIP[::-1]]))
+    np.testing.assert_array_equal(np.stack(images(figure)), np.concatenate([CLIP, CLIP[::-1]]))
     assert {"first", "second", "frame, in order of time"} <= set(words(figure))
     (axes,) = figures.spreads({"a": [0.0, 0.2, 1.0], "b": [0.5]}, "distance").axes
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [0.0, 0.2, 1.0])
     assert axes.lines[1].get_xdata()[0] == 0.2 and axes.get_xlabel() == "distance"
     pattern = RNG.dirichlet(np.ones(4), 4)
     figure = figures.time_patterns({"layer 1": pattern})
-    np.testing.assert_allclose(pictures(figure)[0], pattern)
+    np.testing.assert_allclose(images(figure)[0], pattern)
     assert {"frame read", "frame that reads"} <= set(words(figure))
 
 
@@ -96,12 +96,12 @@ def test_attention_spread_has_one_panel_for_each_row():
 
 def test_similarities_are_shown_pair_by_pair():
     cosines = RNG.uniform(-1, 1, (3, 3))
-    figure = figures.scored_pairs([PICTURE] * 3, ["a cat", "a dog", "a cow"], cosines)
+    figure = figures.scored_pairs([IMAGE] * 3, ["a cat", "a dog", "a cow"], cosines)
     assert {f"{value:.2f}" for value in cosines.flat} <= set(words(figure))
     assert "2. a dog" in words(figure)
     figure = figures.similarity_matrices({"before": cosines, "after": cosines.T})
-    np.testing.assert_allclose(pictures(figure)[0], cosines)
-    np.testing.assert_allclose(pictures(figure)[1], cosines.T)
+    np.testing.assert_allclose(images(figure)[0], cosines)
+    np.testing.assert_allclose(images(figure)[1], cosines.T)
 
 
 def test_recall_curves_stand_beside_chance():
@@ -112,10 +112,10 @@ def test_recall_curves_stand_beside_chance():
 
 
 def test_joint_maps_join_points_of_one_scene():
-    kinds = {kind: RNG.normal(size=(4, 2)) for kind in ("picture", "clip", "caption")}
+    kinds = {kind: RNG.normal(size=(4, 2)) for kind in ("image", "clip", "caption")}
     first, second = figures.joint_maps({"before": kinds, "after": kinds}, highlighted=2).axes
     triangle = first.lines[2].get_xydata()
-    np.testing.assert_allclose(triangle, [kinds[k][2] for k in ("picture", "clip", "caption", "picture")])
+    np.testing.assert_allclose(triangle, [kinds[k][2] for k in ("image", "clip", "caption", "image")])
     assert first.lines[2].get_linewidth() > first.lines[0].get_linewidth()
     assert first.get_xlim() == second.get_xlim() and first.get_title(loc="left") == "before"
 
@@ -134,7 +134,7 @@ def test_both_pages(dark):
     for figure in (
         figures.number_tables({"a": np.eye(2)}, dark=dark),
         figures.shares({"a": 0.5}, "b", dark=dark),
-        figures.patch_sequence(PICTURE, 4, dark=dark),
+        figures.patch_sequence(IMAGE, 4, dark=dark),
         figures.attention_reach(4, 2, dark=dark),
         figures.recall_curves({"a": [0.5]}, (1,), 4, dark=dark),
     ):
@@ -156,7 +156,7 @@ def test_a_chart_of_few_colours_looks_the_same_and_is_smaller():
 
 def test_settings_of_matplotlib_stay():
     settings = dict(matplotlib.rcParams)
-    figures.scored_pairs([PICTURE], ["a"], np.ones((1, 1)))
+    figures.scored_pairs([IMAGE], ["a"], np.ones((1, 1)))
     figures.time_patterns({"layer 1": np.eye(3)})
     assert dict(matplotlib.rcParams) == settings
 

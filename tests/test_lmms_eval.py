@@ -51,13 +51,13 @@ def test_lmms_eval_gets_answers_in_order(adapter, tmp_path):
     tiny_vllava().save_pretrained(tmp_path / "model")
     lmm = adapter.known["minivllava"](str(tmp_path / "model"), device="cpu", batch_size="2", max_batch_size=None)
     write_video(tmp_path / "clip.mp4", clip("red"))
-    picture = Image.fromarray(square("blue", 3))
+    image = Image.fromarray(square("blue", 3))
     write_image(tmp_path / "same.png", square("blue", 3))
     kinds = [
-        ("What colour?", {"max_new_tokens": 5, "until": ["\n\n"]}, [picture]),
+        ("What colour?", {"max_new_tokens": 5, "until": ["\n\n"]}, [image]),
         ("Which way?", {"max_new_tokens": 3}, [str(tmp_path / "clip.mp4")]),
         ("Why?", {"max_new_tokens": 5, "until": ["\n\n"]}, []),
-        ("<image> and <image>: same?", {"max_new_tokens": 3, "do_sample": False, "temperature": 1}, [picture, picture]),
+        ("<image> and <image>: same?", {"max_new_tokens": 3, "do_sample": False, "temperature": 1}, [image, image]),
     ]
     requests, documents = zip(*(request(*kind, number) for number, kind in enumerate(kinds)), strict=True)
     lmm.task_dict = {"task": {"test": documents}}

@@ -101,8 +101,8 @@ def turned(path: Path, quarters: int) -> Path:
 
 
 def animation(path: Path, frames: int, **options) -> Path:
-    pictures = [Image.fromarray(numbered(number)) for number in range(frames)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], **options)
+    images = [Image.fromarray(numbered(number)) for number in range(frames)]
+    images[0].save(path, save_all=True, append_images=images[1:], **options)
     return path
 
 
@@ -135,7 +135,7 @@ def test_suffix_tells_the_kind_without_opening_the_file(name, kind):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
-def test_content_tells_pictures_from_animations(tmp_path, suffix):
+def test_content_tells_images_from_animations(tmp_path, suffix):
     assert media_kind(animation(tmp_path / f"one{suffix}", 1)) == "image"
     assert media_kind(animation(tmp_path / f"three{suffix}", 3)) == "video"
     with pytest.raises(MediaError, match="no such file"):
@@ -147,20 +147,20 @@ def test_unknown_suffix_is_refused_with_the_known_ones():
         media_kind("notes.txt")
 
 
-# Pictures
+# Images
 
 
-def test_picture_goes_out_and_back(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (33, 47, 3), np.uint8)
-    write_image(tmp_path / "a.png", picture)
-    assert np.array_equal(read_image(tmp_path / "a.png"), picture)
+def test_image_goes_out_and_back(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (33, 47, 3), np.uint8)
+    write_image(tmp_path / "a.png", image)
+    assert np.array_equal(read_image(tmp_path / "a.png"), image)
     first = (tmp_path / "a.png").read_bytes()
-    write_image(tmp_path / "a.png", picture)
+    write_image(tmp_path / "a.png", image)
     assert (tmp_path / "a.png").read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_exif_orientation_turns_the_picture_upright(tmp_path):
+def test_exif_orientation_turns_the_image_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # show it turned by a quarter clockwise
     Image.fromarray(numbered(5, 32, 64)).save(tmp_path / "a.png", exif=exif)
@@ -168,16 +168,16 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path):
 
 
 def test_transparent_pixels_become_white(tmp_path):
-    picture = np.zeros((4, 4, 4), np.uint8)
-    picture[:2] = (10, 20, 30, 255)
-    Image.fromarray(picture, "RGBA").save(tmp_path / "rgba.png")
-    Image.fromarray(picture, "RGBA").quantize(4).save(tmp_path / "palette.png")
+    image = np.zeros((4, 4, 4), np.uint8)
+    image[:2] = (10, 20, 30, 255)
+    Image.fromarray(image, "RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(image, "RGBA").quantize(4).save(tmp_path / "palette.png")
     for name in ("rgba.png", "palette.png"):
         read = read_image(tmp_path / name)
         assert (read[:2] == (10, 20, 30)).all() and (read[2:] == 255).all(), name
 
 
-def test_grey_and_16_bit_pictures_become_rgb(tmp_path):
+def test_grey_and_16_bit_images_become_rgb(tmp_path):
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "depth.png")
@@ -191,7 +191,7 @@ def test_animation_is_not_taken_for_its_first_frame(tmp_path, name):
         read_image(animation(tmp_path / name, 3))
 
 
-def test_a_phone_picture_with_its_preview_is_a_picture(tmp_path):
+def test_a_phone_image_with_its_preview_is_a_image(tmp_path):
     large, preview = Image.fromarray(numbered(9)), Image.fromarray(numbered(3, 16, 16))
     large.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview])
     assert numbers(read_image(tmp_path / "a.jpg")[None]) == [9]
@@ -445,21 +445,21 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-def picture(path: Path) -> Path:
+def image(path: Path) -> Path:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     return path
 
 
 BAD = {
     "missing clip": (lambda d: d / "a.mp4", "no such file"),
-    "missing picture": (lambda d: d / "a.png", "no such file"),
+    "missing image": (lambda d: d / "a.png", "no such file"),
     "folder": (lambda d: (d / "a.mp4").mkdir() or d / "a.mp4", "is a folder"),
     "empty clip": (lambda d: written(d / "a.mp4", b""), r"is empty \(0 bytes\): download or export it again"),
-    "empty picture": (lambda d: written(d / "a.png", b""), r"is empty \(0 bytes\)"),
+    "empty image": (lambda d: written(d / "a.png", b""), r"is empty \(0 bytes\)"),
     "text clip": (lambda d: written(d / "a.mp4", b"hello\n" * 50), "cannot be read as a video"),
-    "text picture": (lambda d: written(d / "a.png", b"hello\n" * 50), "cannot be read as a picture"),
+    "text image": (lambda d: written(d / "a.png", b"hello\n" * 50), "cannot be read as an image"),
     "noise clip": (lambda d: written(d / "a.webm", np.random.default_rng(0).bytes(5000)), "cannot be read"),
-    "picture as gif": (lambda d: written(d / "a.gif", b"GIF89a" + bytes(20)), "cannot be read"),
+    "image as gif": (lambda d: written(d / "a.gif", b"GIF89a" + bytes(20)), "cannot be read"),
     "audio only": (lambda d: audio_only(d / "a.mp4"), "no video stream"),
     "no frames": (lambda d: no_frames(d / "a.mp4"), "cannot be read as a video"),
     "damaged clip": (lambda d: damaged(d / "a.mp4"), "cannot be read as a video"),
@@ -472,9 +472,9 @@ BAD = {
     "cut gif": (lambda d: cut(animation(d / "a.gif", 8), 0.6), "cannot be read"),
     "cut webp": (lambda d: cut(animation(d / "a.webp", 8), 0.6), "is cut off"),
     "cut apng": (lambda d: cut(animation(d / "a.apng", 8), 0.6), "cannot be read"),
-    "cut png": (lambda d: cut(picture(d / "a.png"), 0.6), "cannot be read as a picture"),
-    "cut jpeg": (lambda d: cut(picture(d / "a.jpg"), 0.6), "cannot be read as a picture"),
-    "picture as mp4": (lambda d: picture(d / "a.png").rename(d / "a.mp4"), "it holds a picture"),
+    "cut png": (lambda d: cut(image(d / "a.png"), 0.6), "cannot be read as an image"),
+    "cut jpeg": (lambda d: cut(image(d / "a.jpg"), 0.6), "cannot be read as an image"),
+    "image as mp4": (lambda d: image(d / "a.png").rename(d / "a.mp4"), "it holds an image"),
     "unknown suffix": (lambda d: written(d / "a.xyz", b"hello"), "has no suffix"),
 }
 
@@ -492,21 +492,21 @@ def test_a_bad_file_gets_one_sentence_with_its_name_and_the_fix(tmp_path, capfd,
     assert capfd.readouterr().err == ""
 
 
-def test_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
+def test_a_image_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(MediaError, match=r"a\.png has more than 2,000 pixels: save it smaller"):
-        read_image(picture(tmp_path / "a.png"))
+        read_image(image(tmp_path / "a.png"))
 
 
 def test_kinds_are_not_mixed_up(tmp_path):
-    for name, kind in (("b.png", "video"), ("b.gif", "image")):
-        path = picture(tmp_path / name) if kind == "video" else animation(tmp_path / name, 8)
+    for name, kind, reason in (("b.png", "video", "is an image, not a clip"), ("b.gif", "image", "use it as a video")):
+        path = image(tmp_path / name) if kind == "video" else animation(tmp_path / name, 8)
         probe_media(path)
-        with pytest.raises(MediaError, match="use it as"):
+        with pytest.raises(MediaError, match=reason):
             probe_media(path, kind)
-    with pytest.raises(MediaError, match="is a picture: use it as an image"):
-        read_video(picture(tmp_path / "a.png"))
-    with pytest.raises(MediaError, match="cannot be read as a picture"):
+    with pytest.raises(MediaError, match="is an image, not a clip"):
+        read_video(image(tmp_path / "a.png"))
+    with pytest.raises(MediaError, match="cannot be read as an image"):
         read_image(encode(tmp_path / "a.mp4"))
     with pytest.raises(ConfigError, match="choose one of decord, pyav, pil"):
         read_video(tmp_path / "a.mp4", backend="opencv")
@@ -575,7 +575,7 @@ def restored(pixels: torch.Tensor) -> torch.Tensor:
         ((224, 301), 224),
     ],
 )
-def test_picture_pixels_equal_those_of_transformers(shape, size):
+def test_image_pixels_equal_those_of_transformers(shape, size):
     processor = pytest.importorskip("transformers.models.video_llava.image_processing_video_llava")
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     sizes = dict(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
@@ -586,7 +586,7 @@ def test_picture_pixels_equal_those_of_transformers(shape, size):
     torch.testing.assert_close(pixels, expected.float(), atol=1e-5, rtol=0)
 
 
-def test_clip_pixels_of_the_port_are_those_of_its_picture_processor_frame_by_frame():
+def test_clip_pixels_of_the_port_are_those_of_its_image_processor_frame_by_frame():
     processor = pytest.importorskip("transformers.models.video_llava.image_processing_video_llava")
     clip = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
     sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
@@ -598,7 +598,7 @@ def test_clip_pixels_of_the_port_are_those_of_its_picture_processor_frame_by_fra
     assert (ours - preprocess_video(clip, 32)).abs().mean() > 0.05, "the original's are others"
 
 
-def test_picture_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
+def test_image_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
     image = np.zeros((32, 64, 3), np.uint8)
     image[:, 16:48] = 200
     assert torch.allclose(restored(preprocess_image(image, 32)), torch.tensor(200.0), atol=1e-3)
@@ -609,7 +609,7 @@ def test_picture_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
         preprocess_image(image, 32, "stretch")
 
 
-def test_picture_pixels_equal_those_of_the_original():
+def test_image_pixels_equal_those_of_the_original():
     """ToTensor, Resize, CenterCrop, Normalize of torchvision 0.15, whose Resize of a tensor is this interpolation."""
     image = np.random.default_rng(0).integers(0, 256, (67, 101, 3), np.uint8)
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None] / 255

@@ -282,8 +282,8 @@ def test_a_video_encoder_without_its_temporal_branch_is_the_image_encoder():
     image_encoder = shaken(ImageEncoder(VISION))
     video_encoder = VideoEncoder.from_image_encoder(TEMPORAL, image_encoder).eval()
     silence_temporal(video_encoder, embedding=False)  # with one frame the embedding is not added
-    picture = torch.randn(2, 3, 16, 16)
-    image, video = image_encoder(picture), video_encoder(rearrange(picture, "b c h w -> b 1 c h w"))
+    pixels = torch.randn(2, 3, 16, 16)
+    image, video = image_encoder(pixels), video_encoder(rearrange(pixels, "b c h w -> b 1 c h w"))
     torch.testing.assert_close(video.pooled, image.pooled, **CLOSE)
     for ours, theirs in zip(video.hidden, image.hidden, strict=True):
         torch.testing.assert_close(ours[:, 0], theirs, **CLOSE)
@@ -400,17 +400,17 @@ def test_info_nce_by_hand():
 
 def test_select_layer_and_cls_switches():
     model = shaken(tiny_vllava())
-    pictures, clips = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 3, 16, 16)
-    hidden = model.image_encoder(pictures).hidden
+    images, clips = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 3, 16, 16)
+    hidden = model.image_encoder(images).hidden
     assert len(hidden) == 3
-    torch.testing.assert_close(model.features(pictures), hidden[1][:, 1:])
+    torch.testing.assert_close(model.features(images), hidden[1][:, 1:])
     expected = rearrange(model.video_encoder(clips).hidden[1][:, :, 1:], "b t n d -> b (t n) d")
     torch.testing.assert_close(model.features(clips), expected)
     with_cls = VideoLLaVA(
         dataclasses.replace(model.config, keep_cls_video=True, keep_cls_image=True, select_layer=-1)
     ).eval()
     with_cls.load_state_dict(model.state_dict())
-    torch.testing.assert_close(with_cls.features(pictures), hidden[2])
+    torch.testing.assert_close(with_cls.features(images), hidden[2])
     assert with_cls.features(clips).shape == (2, 4 * 5, 16)
     assert with_cls.config.visual_tokens("video", 4) == 20 and with_cls.config.visual_tokens("image") == 5
 
@@ -418,16 +418,16 @@ def test_select_layer_and_cls_switches():
 @torch.no_grad()
 def test_spliced_positions_hold_the_visual_vectors():
     model = shaken(tiny_vllava())
-    picture, clip = visual("image"), visual("video", 3)
+    image, clip = visual("image"), visual("video", 3)
     ids = torch.tensor([[1, 5, *[VISUAL] * 12, 6, *[VISUAL] * 4, 7], [1, 8, 9] + [0] * 17])
-    embeddings = model.embed(ids, [clip, picture])
+    embeddings = model.embed(ids, [clip, image])
     torch.testing.assert_close(embeddings[0, 2:14], model.projector(model.features(clip[None])[0]), **CLOSE)
-    torch.testing.assert_close(embeddings[0, 15:19], model.projector(model.features(picture[None])[0]), **CLOSE)
+    torch.testing.assert_close(embeddings[0, 15:19], model.projector(model.features(image[None])[0]), **CLOSE)
     for row, place in ((0, 0), (0, 1), (0, 14), (0, 19), (1, 1), (1, 5)):
         expected = model.language_model.embed(ids[row, place])
         torch.testing.assert_close(embeddings[row, place], expected, rtol=0, atol=0)
     with pytest.raises(DataError, match="16 places.*4"):
-        model.embed(ids, [picture])
+        model.embed(ids, [image])
 
 
 MIXED = (  # (ids with one "image" or "video" where a visual stands, kinds)
@@ -448,7 +448,7 @@ def sample(model, pieces, kinds):
 
 @torch.no_grad()
 def test_a_mixed_batch_gives_what_its_samples_give_alone():
-    """Pictures, clips and text in one right-padded batch: no sample's logits or loss change."""
+    """Images, clips and text in one right-padded batch: no sample's logits or loss change."""
     model = shaken(tiny_vllava())
     samples = [sample(model, *pieces) for pieces in MIXED]
     ids = pad_rows([ids for ids, _ in samples], 0)
@@ -472,9 +472,9 @@ def labelled(row: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def test_cached_features_stand_for_pixels():
     model = shaken(tiny_vllava())
-    ids, (clip, picture) = sample(model, ["video", 50, "image"], ["video", "image"])
-    features = [model.features(clip[None])[0], model.features(picture[None])[0]]
-    expected = model(torch.tensor([ids]), [clip, picture])
+    ids, (clip, image) = sample(model, ["video", 50, "image"], ["video", "image"])
+    features = [model.features(clip[None])[0], model.features(image[None])[0]]
+    expected = model(torch.tensor([ids]), [clip, image])
     torch.testing.assert_close(model(torch.tensor([ids]), features), expected, **CLOSE)
     torch.testing.assert_close(model(torch.tensor([ids]), [clip, features[1]]), expected, **CLOSE)
 

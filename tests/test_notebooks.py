@@ -41,7 +41,7 @@ def prose(path: Path) -> str:
     return "\n".join(source(cell) for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown")
 
 
-def is_picture(output: dict) -> bool:
+def is_image(output: dict) -> bool:
     return "image/png" in output.get("data", {})
 
 
@@ -94,15 +94,15 @@ def test_it_is_small_and_portable(path):
 
 
 @each_notebook
-def test_each_picture_is_followed_by_a_printed_line(path):
+def test_each_image_is_followed_by_a_printed_line(path):
     cells = code_cells(path)
     for number, cell in enumerate(cells):
-        pictures = [i for i, output in enumerate(cell["outputs"]) if is_picture(output)]
-        if pictures:
+        images = [i for i, output in enumerate(cell["outputs"]) if is_image(output)]
+        if images:
             below = cells[number + 1]["outputs"] if number + 1 < len(cells) else []
-            after = cell["outputs"][pictures[-1] + 1 :] or below
+            after = cell["outputs"][images[-1] + 1 :] or below
             said = after and after[0].get("name") == "stdout"
-            assert said, f"say in one printed line what the picture shows: {source(cell)[-200:]!r}"
+            assert said, f"say in one printed line what the image shows: {source(cell)[-200:]!r}"
 
 
 # what is written
@@ -118,9 +118,9 @@ def test_a_chapter_can_be_read_in_one_go(path):
 
 
 @each_chapter
-def test_a_chapter_has_pictures(path):
-    pictures = sum(is_picture(output) for cell in code_cells(path) for output in cell["outputs"])
-    assert pictures >= 4, f"{pictures} figures"
+def test_a_chapter_has_images(path):
+    images = sum(is_image(output) for cell in code_cells(path) for output in cell["outputs"])
+    assert images >= 4, f"{images} figures"
 
 
 @each_chapter

@@ -229,9 +229,9 @@ def test_a_clip_that_cannot_be_decoded_stops_training_and_is_named(root, tmp_pat
 
 def test_the_plan_counts_and_estimates(root):
     lines = plan_recipe(replace(read_recipe("smol"), change=("stage1.batch_size=4",)), root, skip_missing=True)
-    assert "language_model 134.5 M" in lines[0] and "a picture is 256 tokens, a clip 2048" in lines[0]
+    assert "language_model 134.5 M" in lines[0] and "an image is 256 tokens, a clip 2048" in lines[0]
     assert lines[1].startswith("sizes of the preset smol") and "SmolLM2" in lines[1]
-    assert "stage1: 5 records, 4 pictures, 1 clips (1 files missing); 2 steps of 4" in lines[2]
+    assert "stage1: 5 records, 4 images, 1 clips (1 files missing); 2 steps of 4" in lines[2]
     assert "hours at 300 TFLOP/s" in lines[3] and "GiB" in lines[3]
 
 
@@ -242,7 +242,7 @@ def test_the_plan_takes_the_sizes_of_parts_that_are_here(root):
     model = recipe_module._parts(told, recipe_preset(told))
     counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in PARTS}
     assert all(f"{name} {count / 1e6:,.1f} M" in sizes for name, count in counts.items())
-    assert f"a picture is {model.config.visual_tokens('image')} tokens" in sizes
+    assert f"an image is {model.config.visual_tokens('image')} tokens" in sizes
     fewer = replace(told, change=(*told.change, "model.video.frames=4"))
     whole = int(re.search(r"a clip (\d+)", sizes)[1])
     assert f"a clip {whole // 2}" in plan_recipe(fewer, root)[0]
@@ -270,7 +270,7 @@ def test_the_planned_memory_is_that_of_the_tensors(stage, rank):
     assert planned == sum(kept)
 
 
-def test_pictures_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):
+def test_images_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):
     """As in the original: stage 1 crops, stage 2 pads to a square."""
     from minivllava.training import stages
 

@@ -55,17 +55,17 @@ def model() -> VideoLLaVA:
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
-    write_image(folder / "picture.png", rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    write_image(folder / "image.png", rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
     write_video(folder / "clip.mp4", rng.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8))
     return folder
 
 
 @pytest.fixture(scope="module")
 def evaluation(media) -> dict:
-    """Pictures: 3 of 4 right. Clips: 1 of 2, and the one that needs order is wrong."""
-    picture, clip = media / "picture.png", media / "clip.mp4"
+    """Images: 3 of 4 right. Clips: 1 of 2, and the one that needs order is wrong."""
+    image, clip = media / "image.png", media / "clip.mp4"
     answers = ["ring", "ring", "ring", "<script>alert(1)</script> & moon"]
-    right = [prediction("image", picture, i, answer) for i, answer in enumerate(answers)]
+    right = [prediction("image", image, i, answer) for i, answer in enumerate(answers)]
     right += [prediction("video", clip, 0, "ring"), prediction("video", clip, 1, "moon", needs_order=True)]
     wrong = [p | {"answer": "cross", "correct": False} for p in right]
     commonest = wrong[:5] + [right[5] | {"answer": "ring", "correct": True}]
@@ -114,7 +114,7 @@ def test_report_is_one_file_that_tells_what_was_found(run, monkeypatch):
     assert not re.search(r"<(script|link|iframe|object)\b", html)
 
     text = " ".join(re.sub(r"<style>.*</style>|<[^>]+>", " ", html, flags=re.S).split())
-    for number in ("Pictures 4 questions 75.0", "Clips 2 questions 50.0", "combinations 2 questions 100.0"):
+    for number in ("Images 4 questions 75.0", "Clips 2 questions 50.0", "combinations 2 questions 100.0"):
         assert number in text.replace("\u202f", "")
     assert "blind 0.0" in text and "majority 50.0" in text
     assert "model 0.0 shuffled frames 0.0" in text  # what needs order
@@ -180,8 +180,8 @@ def test_files_are_drawn_whatever_was_answered():
     assert drawn[0] != [f"{i}.png" for i in range(report.SHOWN)]
 
 
-def test_result_picture_is_1200_by_700(run):
-    figure = report.result_picture(run)
+def test_result_figure_is_1200_by_700(evaluation):
+    figure = report.result_figure(evaluation)
     assert isinstance(figure, Figure)
     assert tuple(figure.get_size_inches() * figure.dpi) == (1200, 700)
 
@@ -207,11 +207,11 @@ def test_loss_curves(logs):
 def test_accuracy_by_type(evaluation):
     rows = evaluation["tables"]["test"]
     figure = figures.accuracy_by_type(rows)
-    pictures, clips = figure.axes
-    assert pictures.get_xlabel() == clips.get_xlabel() == "exact match (%)"
-    types = [tick.get_text() for tick in pictures.get_yticklabels()]
+    images, clips = figure.axes
+    assert images.get_xlabel() == clips.get_xlabel() == "exact match (%)"
+    types = [tick.get_text() for tick in images.get_yticklabels()]
     assert types == ["all", "shape", "motion", "needs order"]
-    assert [bar.get_width() for bar in pictures.patches] == [75, 75]
+    assert [bar.get_width() for bar in images.patches] == [75, 75]
     assert [bar.get_width() for bar in clips.patches] == [50, 100, 0, 0]
     majority = [line for line in clips.lines if line.get_marker() == "|"]
     assert [line.get_xdata()[0] for line in majority] == [50, 0, 100, 100]
@@ -246,10 +246,10 @@ def test_attention_overlay(count):
 
 
 def test_example_sheet(tmp_path, media):
-    for folder, file in (("images", "picture.png"), ("videos", "clip.mp4")):
+    for folder, file in (("images", "image.png"), ("videos", "clip.mp4")):
         (tmp_path / folder).mkdir()
         shutil.copy(media / file, tmp_path / folder)
-    records = {"a": {"image": "images/picture.png"}, "b": {"video": "videos/clip.mp4"}}
+    records = {"a": {"image": "images/image.png"}, "b": {"video": "videos/clip.mp4"}}
     files = {"stage1": ("Describe it.", "a noisy caption"), "stage2": ("Is it noise?", "certainly")}
     for name, (question, answer) in files.items():
         talk = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
@@ -273,9 +273,9 @@ def test_attention_lands_on_the_right_patches(model, media, monkeypatch):
             attention.append(pattern)
 
     monkeypatch.setattr(model.language_model, "forward", numbered)
-    for file, frames, cls in (("picture.png", 1, 0), ("clip.mp4", 8, 1)):
-        pictures, weights = visual_attention(model, media / file, "What is it?")
-        assert pictures.shape == (frames, 128, 128, 3) and pictures.dtype == np.uint8
+    for file, frames, cls in (("image.png", 1, 0), ("clip.mp4", 8, 1)):
+        images, weights = visual_attention(model, media / file, "What is it?")
+        assert images.shape == (frames, 128, 128, 3) and images.dtype == np.uint8
         assert weights.shape == (2, 2, frames, 4, 4)
         first = int((seen["ids"] == VISUAL).nonzero()[0])
         order = np.arange(frames * (16 + cls)).reshape(frames, -1)[:, cls:]

@@ -479,7 +479,7 @@ def test_a_broken_file_is_named_by_processes_too(tmp_path, monkeypatch):
     monkeypatch.setattr("minivllava.data.cache.cores", lambda: 3)
     monkeypatch.setattr("minivllava.data.cache.MANY", 1)
     write_image(tmp_path / "good.png", square("red", 0))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(MediaError, match="bad.png"):
         cache_media([str(tmp_path / name) for name in ("good.png", "bad.png")], "image", tiny_config(300))
     assert not list((tmp_path / "cache").rglob("*.npy"))
@@ -498,15 +498,15 @@ def test_the_cache_is_of_these_weights_and_these_files(tmp_path):
     model = tiny_vllava()
     file = write_records(tmp_path)
     records = load_records(file)
-    picture, clip = unique_files(records, "image")[0], unique_files(records, "video")[0]
+    image, clip = unique_files(records, "image")[0], unique_files(records, "video")[0]
     pixels = visual_loader(model, records, cached=False)
 
     def agree():
         load = visual_loader(model, records, progress=False)
-        for path, kind in ((picture, "image"), (clip, "video")):
+        for path, kind in ((image, "image"), (clip, "video")):
             torch.testing.assert_close(load(path, kind), model.features(pixels(path, kind)[None])[0])
             assert torch.equal(load(path, kind), visual_loader(model, records, progress=False)(path, kind))
-        return load(picture, "image"), load(clip, "video")
+        return load(image, "image"), load(clip, "video")
 
     first = agree()
     with torch.no_grad():
@@ -514,7 +514,7 @@ def test_the_cache_is_of_these_weights_and_these_files(tmp_path):
             encoder.pre_norm.weight.mul_(2)
     second = agree()
     assert not torch.allclose(first[0], second[0]) and not torch.allclose(first[1], second[1])
-    Path(picture).write_bytes(Path(unique_files(records, "image")[1]).read_bytes())
+    Path(image).write_bytes(Path(unique_files(records, "image")[1]).read_bytes())
     assert not torch.allclose(agree()[0], second[0])
 
 
@@ -568,9 +568,9 @@ def test_a_handful_of_files_is_learned_by_heart(records_file, tmp_path):
         finetune(*recipe, 150, tmp_path / "run", **QUIET)
 
 
-def test_pictures_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):
+def test_images_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):
     model, taken = tiny_vllava(), []
-    picture = model.config.visual_tokens("image", 1)
+    image = model.config.visual_tokens("image", 1)
     records = load_records(write_records(tmp_path))
     collate = language.collate
 
@@ -579,12 +579,12 @@ def test_pictures_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):
         return collate(samples)
 
     monkeypatch.setattr(language, "collate", watched)
-    stage2(model, records, training(steps=8, batch_size=3), tmp_path / "a", pictures_first=0.5, **QUIET)
+    stage2(model, records, training(steps=8, batch_size=3), tmp_path / "a", images_first=0.5, **QUIET)
     assert len(taken) == 8
-    assert set(sum(taken[:4], [])) == {picture} and max(sum(taken[4:], [])) > picture
+    assert set(sum(taken[:4], [])) == {image} and max(sum(taken[4:], [])) > image
     clips = records.select([i for i, row in enumerate(records) if row["videos"]])
     with pytest.raises(DataError, match="Every record has a clip"):
-        stage2(model, clips, training(steps=1, batch_size=1), tmp_path / "b", pictures_first=1.0, **QUIET)
+        stage2(model, clips, training(steps=1, batch_size=1), tmp_path / "b", images_first=1.0, **QUIET)
 
 
 def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_path):
@@ -613,7 +613,7 @@ def test_a_run_that_cannot_be_leaves_nothing_and_one_that_failed_early_may_chang
             tuned(epochs=epochs)
     record = {"id": "swapped", "image": "red.mp4", "conversations": turns("<image>\nWhat?", "red")}
     (tmp_path / "swapped.json").write_text(json.dumps([record]))
-    with pytest.raises(MediaError, match="1 of the files.*\n.*red.mp4 cannot be read as a picture"):
+    with pytest.raises(MediaError, match="1 of the files.*\n.*red.mp4 cannot be read as an image"):
         tuned(tmp_path / "swapped.json")
     (tmp_path / "long.json").write_text(json.dumps([{"id": "long", "conversations": turns("word " * 200, "yes")}]))
     with pytest.raises(ContextLengthError, match=r"long\.json: record 0 \(id 'long'\)"):

@@ -19,8 +19,8 @@ from minivllava.training.stages import features_fingerprint
 
 def mixed_features(model, lengths=(("image", 1), ("video", 4), ("image", 1), ("video", 4))):
     torch.manual_seed(1)
-    pictures, clips = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 3, 16, 16)
-    found = {"image": list(model.features(pictures)), "video": list(model.features(clips))}
+    images, clips = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 3, 16, 16)
+    found = {"image": list(model.features(images)), "video": list(model.features(clips))}
     return [found[kind].pop(0) for kind, _ in lengths], lengths
 
 
@@ -34,7 +34,7 @@ def test_every_projector_gives_as_many_tokens_as_the_config_says_in_order(name, 
     assert tokens.shape == (sum(counts), model.config.language.width)
     for visual, alone in zip(visuals, tokens.split(counts), strict=True):
         torch.testing.assert_close(model.encode_visuals([visual]), alone, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(*tokens.split(counts)[::2]), "two pictures, two sets of tokens"
+    assert not torch.allclose(*tokens.split(counts)[::2]), "two images, two sets of tokens"
 
 
 @pytest.mark.parametrize("name", PROJECTORS)
@@ -61,8 +61,8 @@ def test_each_modality_has_a_projector_of_its_own_or_shares_one():
     with torch.no_grad():
         model.projector.video.linear2.bias += 1
     moved = (model.encode_visuals(visuals) - before).abs().sum(1) > 0.5
-    pictured = torch.tensor([True] * 4 + [False] * 16 + [True] * 4 + [False] * 16)
-    assert torch.equal(moved, ~pictured)
+    is_image = torch.tensor([True] * 4 + [False] * 16 + [True] * 4 + [False] * 16)
+    assert torch.equal(moved, ~is_image)
 
 
 def test_pooling_averages_over_patches_then_over_frames():
@@ -92,7 +92,7 @@ def test_a_masked_autoencoder_sees_nothing_of_what_it_paints():
     pixels, seen = torch.randn(2, 3, 32, 32), torch.tensor([[0, 5, 6, 15], [1, 2, 3, 4]])
     encoded = model.encode(pixels, seen)
     hidden = pixels.clone()
-    hidden[0, :, :8, 8:16] += 1  # patch 1: hidden in the first picture, seen in the second
+    hidden[0, :, :8, 8:16] += 1  # patch 1: hidden in the first image, seen in the second
     hidden[1, :, :8, 8:16] += 1
     changed_by = (model.encode(hidden, seen) - encoded).abs().amax((1, 2))
     assert changed_by[0] == 0 and changed_by[1] > 0

@@ -58,14 +58,14 @@ def training(**changes) -> TrainingConfig:
 
 
 def square(colour: str, left: int, size: int = 32) -> np.ndarray:
-    """A picture of a coloured square, uint8 (h, w, 3)."""
-    picture = np.zeros((size, size, 3), np.uint8)
-    picture[8:20, left : left + 12] = COLOURS[colour]
-    return picture
+    """An image of a coloured square, uint8 (h, w, 3)."""
+    image = np.zeros((size, size, 3), np.uint8)
+    image[8:20, left : left + 12] = COLOURS[colour]
+    return image
 
 
 def write_records(folder: Path) -> Path:
-    """A LLaVA-format JSON of 4 pictures, 4 clips and 1 text, with their PNG and MP4 files beside it."""
+    """A LLaVA-format JSON of 4 images, 4 clips and 1 text, with their PNG and MP4 files beside it."""
     records = []
     for colour in COLOURS:
         write_image(folder / f"{colour}.png", square(colour, 10))

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +11,12 @@ from statistics import fmean
 
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.records import POPE, Data, DepthData, scaled_steps
 from minivllava.ablations.settings import Settings, cell_key
 from minivllava.checkpoints.storage import load_tensors, save_tensors, write_folder
+from minivllava.data.dataset import Load
 from minivllava.evaluation.evaluate import accuracy, evaluate, majority
 from minivllava.evaluation.metrics import yes_no
 from minivllava.models.vllava import VideoLLaVA
@@ -61,8 +61,9 @@ def run_cell(settings: Settings, seed: int, parts: Parts) -> dict:
 
 
 def train_stages(
-    model: VideoLLaVA, settings: Settings, seed: int, data: Data, load: Callable, folder: Path, **options
-) -> dict[str, list[dict]]:
+    model: VideoLLaVA, settings: Settings, seed: int, data: Data, load: Load, folder: Path, device: str | None = None,
+    progress: bool = True,
+) -> dict[str, list[dict]]:  # fmt: skip
     """Both stages, in place, on what the settings take of the data. Returns their logs by name."""
     logs = {}
     for name, stage, recipe, mixture in (
@@ -73,7 +74,7 @@ def train_stages(
             records = data.chosen(name, mixture)
             steps = scaled_steps(recipe, mixture, settings.world)
             recipe = replace(recipe, seed=seed, steps=steps, checkpoint_every=CHECKPOINT_EVERY)
-            logs[name] = stage(model, records, recipe, folder / name, load=load, **options)
+            logs[name] = stage(model, records, recipe, folder / name, load=load, device=device, progress=progress)
     return logs
 
 
@@ -87,7 +88,7 @@ def _depth_data(world, progress: bool) -> DepthData:
     return DepthData(world, progress)
 
 
-def _shared_features(model: VideoLLaVA, records, parts: Parts) -> Callable[[str, str], Tensor]:
+def _shared_features(model: VideoLLaVA, records, parts: Parts) -> Load:
     """Features of all files, computed by whichever arm comes first; processes wait for it rather than repeat it."""
     lock = parts.store / "locks" / "features.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def _shared_features(model: VideoLLaVA, records, parts: Parts) -> Callable[[str,
 # scores
 
 
-def _scores(model: VideoLLaVA, data: Data, load: Callable, baselines: bool, progress: bool) -> dict:
+def _scores(model: VideoLLaVA, data: Data, load: Load, baselines: bool, progress: bool) -> dict:
     """`metrics`, `n` and `baselines` on the test questions and on POPE's."""
 
     def answers(view: str, **options) -> dict:
@@ -155,7 +156,7 @@ def _depth_cell(settings: Settings, seed: int, parts: Parts, folder: Path) -> tu
     """A finished model whose image encoder gives way to one of depth maps; scores, logs, model."""
     data = _depth_data(settings.world, parts.progress)
     model, logs = _finished(settings, seed, parts, folder), {}
-    if settings.depth != "picture":
+    if settings.depth != "image":
         model.image_encoder.load_state_dict(parts.depth_encoder(settings))
         model.freeze_encoders()
     model.to(parts.device)
@@ -165,7 +166,7 @@ def _depth_cell(settings: Settings, seed: int, parts: Parts, folder: Path) -> tu
         records = data.tune.select(range(few))
         load = _shared_features(model, data.tune, parts)
         logs["depth"] = stage2(model, records, recipe, folder / "depth", load=load, **parts.options)
-    test = data.test_pictures if settings.depth == "picture" else data.test
+    test = data.test_images if settings.depth == "image" else data.test
     views = {"model": evaluate(model, test, progress=parts.progress)}
     if settings.baselines:
         views |= {

@@ -142,7 +142,7 @@ class Parts:
     # their training
 
     def _align(self, settings: Settings, folder: Path, separate: bool = False) -> dict[str, Tensor]:
-        """Image and text encoder from nothing, then the video encoder; `separate`: pictures alone, another seed."""
+        """Image and text encoder from nothing, then the video encoder; `separate`: images alone, another seed."""
         config, tokenizer = self._config(settings), self.shipped_encoders[1]
         world = build_world(align_world(settings.world), progress=self.progress)
         recipe = replace(settings.align_image, seed=settings.align_image.seed + separate)
@@ -150,15 +150,15 @@ class Parts:
         encoders |= {} if separate else {"video": config.video}
         torch.manual_seed(recipe.seed)
         model = LanguageBind(LanguageBindConfig(encoders, config.text, config.embed_dim))
-        pictures = load_records(world / "align_images.json")
-        align_image(model, pictures, tokenizer, config, recipe, folder / "image", **self.options)
+        images = load_records(world / "align_images.json")
+        align_image(model, images, tokenizer, config, recipe, folder / "image", **self.options)
         if not separate:
             clips = load_records(world / "align_clips.json")
             align_video(model, clips, tokenizer, config, settings.align_video, folder / "video", **self.options)
         return model.encoders.state_dict()
 
     def _mae(self, settings: Settings, folder: Path, depth: bool = False) -> dict[str, Tensor]:
-        """A masked autoencoder's encoder: the pictures (or depth maps), batches and steps of alignment."""
+        """A masked autoencoder's encoder: the images (or depth maps), batches and steps of alignment."""
         if depth:
             records = depth_captions(settings.world, self.progress)
         else:

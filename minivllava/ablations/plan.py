@@ -176,7 +176,7 @@ def cell_memory(settings: Settings) -> float:
 def needed_parts(settings: Settings, parts: Parts, seeds: int) -> dict[str, float]:
     """Operations of the parts that these settings start from and that nobody has trained yet, by folder name."""
     model, recipe = settings.model, settings.align_image
-    pictures = recipe.steps * recipe.batch_size
+    images = recipe.steps * recipe.batch_size
     patches = 6 * _encoder(model.image) * (model.image.grid**2 + 1)
     words = 6 * 12 * model.text.width**2 * model.text.layers * 40
     found: dict[str, float] = {}
@@ -186,15 +186,15 @@ def needed_parts(settings: Settings, parts: Parts, seeds: int) -> dict[str, floa
         found["language"] = documents * length * _per_token(model.language, length, 6)
     if settings.encoders == "trained":
         clips = settings.align_video.steps * settings.align_video.batch_size * settings.model.video.frames
-        found["languagebind"] = pictures * (patches + words) + clips * 1.5 * patches
+        found["languagebind"] = images * (patches + words) + clips * 1.5 * patches
     if settings.image_encoder == "contrastive":
-        found["contrastive"] = pictures * (patches + words)
+        found["contrastive"] = images * (patches + words)
     if settings.image_encoder == "mae":
-        found["mae"] = pictures * patches * 0.5  # a quarter of the patches, and the decoder
+        found["mae"] = images * patches * 0.5  # a quarter of the patches, and the decoder
     if settings.depth == "bound":
-        found["depth"] = pictures * (patches + words / 3)
+        found["depth"] = images * (patches + words / 3)
     if settings.depth == "mae":
-        found["depth-mae"] = pictures * patches * 0.5
+        found["depth-mae"] = images * patches * 0.5
     found = {f"{kind}-{part_key(kind, settings, parts.fingerprint)}": cost for kind, cost in found.items()}
     found = {name: cost for name, cost in found.items() if not (parts.store / "parts" / name).exists()}
     if settings.depth:
@@ -214,7 +214,7 @@ def _features_key(settings: Settings) -> str:
 
 
 def _features_minutes(settings: Settings, rate: float) -> float:
-    """To decode every picture and clip of the world once and run it through its encoder."""
+    """To decode every image and clip of the world once and run it through its encoder."""
     model, world = settings.model, settings.world
     clips = 0 if settings.depth else world.clips + world.test
     frames = world.images + world.test + 1.5 * clips * model.video.frames

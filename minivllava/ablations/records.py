@@ -44,7 +44,7 @@ class Data:
         return records.select(kept)
 
     def everything(self):
-        """All records that hold a picture or clip, so that features are computed once for every arm."""
+        """All records that hold an image or clip, so that features are computed once for every arm."""
         from datasets import concatenate_datasets
 
         return concatenate_datasets([self.stage1, self.test, self.pope])
@@ -61,7 +61,7 @@ def scaled_steps(recipe: TrainingConfig, mixture: Mixture, world: WorldConfig) -
 
 
 def pope_records(world: WorldConfig) -> list[dict]:
-    """Existence questions about every test picture in POPE's three ways, where the scene allows each."""
+    """Existence questions about every test image in POPE's three ways, where the scene allows each."""
     records = []
     for index in range(world.test):
         scene = sample_scene(world.seed, "test", index)
@@ -79,7 +79,7 @@ def pope_records(world: WorldConfig) -> list[dict]:
 class DepthData:
     """Depth maps with words: for binding, for tuning, for tests. Questions of colour are left out.
 
-    tune, test: records whose picture is the depth map. test_pictures: the same questions about the pictures.
+    tune, test: records whose image is the depth map. test_images: the same questions about the images.
     """
 
     def __init__(self, world: WorldConfig, progress: bool = True):
@@ -88,11 +88,11 @@ class DepthData:
         tune, test = ([r for record in records if (r := without_colour(record))] for records in (tune, test))
         self.tune = load_records_of(tune, folder, depth=True)
         self.test = load_records_of(test, folder, depth=True)
-        self.test_pictures = load_records_of(test, folder)
+        self.test_images = load_records_of(test, folder)
 
 
 def depth_world(world: WorldConfig) -> WorldConfig:
-    """The pictures of a world with their depth maps, for tuning and tests."""
+    """The images of a world with their depth maps, for tuning and tests."""
     return replace(train_world(world), clips=0, depth=True)
 
 
@@ -104,7 +104,7 @@ def depth_captions(world: WorldConfig, progress: bool = True):
 
 
 def without_colour(record: dict) -> dict | None:
-    """A record of one picture with only the turns that no colour is said in; None where none is left."""
+    """A record of one image with only the turns that no colour is said in; None where none is left."""
     if "image" not in record:
         return None
     talk = record["conversations"]
@@ -124,7 +124,7 @@ def _says_colour(text: str) -> bool:
 
 
 def _record(name: str, path: str, turns: list[tuple[str, str]], kinds: list[str]) -> dict:
-    """One conversation about a picture in LLaVA's format."""
+    """One conversation about an image in LLaVA's format."""
     spoken = [
         {"from": speaker, "value": value}
         for turn in turns
@@ -135,7 +135,7 @@ def _record(name: str, path: str, turns: list[tuple[str, str]], kinds: list[str]
 
 
 def load_records_of(records: list[dict], folder: Path, depth: bool = False):
-    """`load_records` of records that lie in memory; with `depth` each one's picture is its depth map."""
+    """`load_records` of records that lie in memory; with `depth` each one's image is its depth map."""
     if depth:
         records = [record | {"image": record["depth"]} for record in records if record.get("depth")]
     with tempfile.TemporaryDirectory() as place:

@@ -19,13 +19,13 @@ CHOICES = {
     "image_encoder": ("bound", "contrastive", "mae"),
     "encoders": ("shipped", "trained"),
     "language_model": ("shipped", "trained"),
-    "depth": ("", "bound", "mae", "rgb", "picture"),
+    "depth": ("", "bound", "mae", "rgb", "image"),
 }
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a stage learns from: shares of the world's training pictures and clips, and for how long."""
+    """What a stage learns from: shares of the world's training images and clips, and for how long."""
 
     images: float = 1.0
     clips: float = 1.0
@@ -94,7 +94,7 @@ def train_world(world: WorldConfig) -> WorldConfig:
 
 
 def align_world(world: WorldConfig, depth: bool = False) -> WorldConfig:
-    """The part that alignment needs: pictures and clips, or with `depth` pictures and their depth maps."""
+    """The part that alignment needs: images and clips, or with `depth` images and their depth maps."""
     clips = 0 if depth else world.align_clips
     none = {"images": 0, "clips": 0, "text_documents": 0, "validation": 0, "test": 0, "compositional": 0}
     return replace(world, align_clips=clips, depth=depth, **none)
@@ -133,13 +133,13 @@ def cell_key(settings: Settings, seed: int, weights: str) -> str:
 def used(settings: Settings) -> dict:
     """The fields that matter with these settings, but for those that have their default: plain JSON types."""
     bound_here = settings.encoders == "trained"
-    pictures = bound_here or settings.image_encoder != "bound" or settings.depth in ("bound", "mae")
+    images = bound_here or settings.image_encoder != "bound" or settings.depth in ("bound", "mae")
     world = train_world(settings.world)
-    world = replace(world, align_images=settings.world.align_images if pictures else 0)
+    world = replace(world, align_images=settings.world.align_images if images else 0)
     world = replace(world, align_clips=settings.world.align_clips if bound_here else 0)
     texts = settings.world.text_documents if settings.language_model == "trained" else 0
     kept = {
-        "align_image": pictures,
+        "align_image": images,
         "align_video": bound_here,
         "language": settings.language_model == "trained",
         "stage1": settings.data1.budget,

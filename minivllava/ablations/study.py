@@ -23,7 +23,7 @@ from minivllava.errors import ConfigError
 from minivllava.overrides import override
 
 METRICS = {
-    "image": "pictures",
+    "image": "images",
     "video": "clips",
     "order": "clips, order of frames",
     "video/order": "clips, order of two events",
@@ -34,7 +34,7 @@ METRICS = {
     "pope/f1": "POPE F1",
     "pope/yes": "POPE yes-ratio",
     "depth": "depth maps",
-    "video-image": "clips less pictures",
+    "video-image": "clips less images",
 }
 
 

@@ -70,9 +70,9 @@ def _stage2_rate(checkpoint, world: Path, steps: int, cached: bool) -> tuple[flo
 
 
 def _cold_start(checkpoint, world: Path) -> dict[str, float]:
-    """Seconds of new processes: one that answers about a picture, one that only imports torch."""
-    picture = next((world / "images" / "test").glob("*.png"))
-    ask = ["-m", "minivllava.cli", "ask", str(checkpoint), str(picture), "How many objects are there?"]
+    """Seconds of new processes: one that answers about an image, one that only imports torch."""
+    image = next((world / "images" / "test").glob("*.png"))
+    ask = ["-m", "minivllava.cli", "ask", str(checkpoint), str(image), "How many objects are there?"]
     seconds = {}
     for name, arguments in (("ask", ask), ("import torch", ["-c", "import torch"])):
         times = []

@@ -36,7 +36,7 @@ def decoder_work(config: LanguageConfig, tokens: int, logits: int, backward: flo
 
 
 def encoder_work(config: VisionConfig, frames: int, layers: int) -> int:
-    """Operations of the first `layers` layers of an encoder on a clip; frames = 1 is a picture."""
+    """Operations of the first `layers` layers of an encoder on a clip; frames = 1 is an image."""
     places, width = config.grid**2 + 1, config.width
     tokens = frames * places
     linear = 2 * tokens * (4 * width**2 + 2 * width * config.mlp_width)

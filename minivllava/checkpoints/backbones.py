@@ -95,7 +95,7 @@ def load_causal_lm(
 
 
 def load_encoder(path: str | Path, kind: str, device="cpu", dtype: torch.dtype | str = torch.float32) -> nn.Module:
-    """The encoder of pictures (`kind` "image") or clips ("video") of a folder or hub id, frozen, in eval mode.
+    """The encoder of images (`kind` "image") or clips ("video") of a folder or hub id, frozen, in eval mode.
 
     LanguageBind's, or bound encoders of our own layout, become our encoders; a CLIP or SigLIP tower of
     `transformers` stays what it is, and sees clips frame by frame. Raises CheckpointError, ConfigError.

@@ -114,9 +114,9 @@ def losses(config: ModelConfig) -> list[str]:
     if video.temporal:
         lost.append(f"the video encoder's temporal attention ({11 * video.layers} tensors)")
     if config.aspect == "pad":
-        lost.append("pictures padded to a square (it crops them)")
+        lost.append("images padded to a square (it crops them)")
     if not config.antialias:
-        lost.append("pictures resized without antialiasing (it antialiases)")
+        lost.append("images resized without antialiasing (it antialiases)")
     if config.clip_resize != "bicubic":
         lost.append("clips resized by bilinear interpolation (its is bicubic and antialiased)")
     if not config.keep_cls_video:

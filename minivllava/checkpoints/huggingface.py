@@ -42,7 +42,7 @@ def vision_config(card: dict, where: str | Path, **more) -> VisionConfig:
     card = CLIP_VISION | {name: value for name, value in card.items() if value is not None}
     height, width = card["image_size"] if isinstance(card["image_size"], list) else (card["image_size"],) * 2
     patch = card["patch_size"] if not isinstance(card["patch_size"], list) else card["patch_size"][0]
-    refuse_unless(height == width, where, f"image_size {card['image_size']}: only square pictures are supported")
+    refuse_unless(height == width, where, f"image_size {card['image_size']}: only square images are supported")
     refuse_unless(card["num_channels"] == 3, where, f"num_channels {card['num_channels']}: only 3 are supported")
     refuse_unless(card["hidden_act"] in ACTIVATIONS, where, f"hidden_act {card['hidden_act']!r} is unknown here")
     return VisionConfig(
@@ -207,9 +207,9 @@ def language_card(config: LanguageConfig, vocabulary: int) -> dict:
 
 
 def processor_cards(config: ModelConfig) -> dict[str, dict]:
-    """What the port's processors need to know: the size of pictures, and how many tokens each becomes."""
+    """What the port's processors need to know: the size of images, and how many tokens each becomes."""
     side = config.image.image_size
-    pictures = {
+    images = {
         "image_processor_type": "VideoLlavaImageProcessor",
         "do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": side}, "resample": 3,
         "do_center_crop": True, "crop_size": {"height": side, "width": side},
@@ -222,7 +222,7 @@ def processor_cards(config: ModelConfig) -> dict[str, dict]:
         "num_additional_image_tokens": 1,
         "vision_feature_select_strategy": "full" if config.keep_cls_image else "default",
     }
-    return {"preprocessor_config": pictures, "processor_config": text}
+    return {"preprocessor_config": images, "processor_config": text}
 
 
 def language_names(ours: Iterable[str]) -> dict[str, str]:

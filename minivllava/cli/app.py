@@ -8,7 +8,7 @@ import typer
 from minivllava.errors import ConfigError
 
 app = typer.Typer(
-    help="Video-LLaVA from scratch: one model that talks about pictures and clips.",
+    help="Video-LLaVA from scratch: one model that talks about images and clips.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -56,7 +56,7 @@ def _show(text: str):
 def ask(
     checkpoint: Checkpoint,
     files_and_question: Annotated[
-        list[str], typer.Argument(metavar="[FILE]... QUESTION", help="Pictures and clips, then the question.")
+        list[str], typer.Argument(metavar="[FILE]... QUESTION", help="Images and clips, then the question.")
     ],
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -70,9 +70,9 @@ def ask(
         bool, typer.Option("--json", help="Print question, files and answer as one JSON object.")
     ] = False,
 ):
-    """Ask a model about pictures and clips; the answer streams as it is made.
+    """Ask a model about images and clips; the answer streams as it is made.
 
-    Example: minivllava ask data/pretrained/tiny picture.png clip.mp4 "What colour is the circle?"
+    Example: minivllava ask data/pretrained/tiny image.png clip.mp4 "What colour is the circle?"
 
     In the question, `<image>` and `<video>` may say where each file belongs.
     """
@@ -98,7 +98,7 @@ def ask(
 
 HELP = """\
 Type a question. Or:
-/image PATH    show a picture with the next question
+/image PATH    show an image with the next question
 /video PATH    show a clip with the next question
 /reset         forget all that was said and shown
 /quit          end (so does the end of the input)"""
@@ -109,7 +109,7 @@ def chat(
     checkpoint: Checkpoint,
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE]...", help="Pictures and clips to show with the first question."),
+        typer.Argument(metavar="[FILE]...", help="Images and clips to show with the first question."),
     ] = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -120,7 +120,7 @@ def chat(
     dtype: Dtype = None,
     quantize: Quantize = None,
 ):
-    """Talk with a model about pictures and clips, turn by turn.
+    """Talk with a model about images and clips, turn by turn.
 
     Each line is a question; /image PATH and /video PATH show files with the next one, /reset starts over, /quit ends.
     Ctrl-C stops an answer. What cannot be done is said, and the conversation goes on. Reads a pipe, too:

@@ -28,10 +28,8 @@ def data(
         records = load_records(inspect, media)
         broken = broken_media(records)
         turns = sum(len(row["conversations"]) // 2 for row in records)
-        pictures, clips = (len(unique_files(records, kind)) for kind in ("image", "video"))
-        print(
-            f"{len(records)} records, {turns} answers, {pictures} pictures, {clips} clips, {len(broken)} broken files"
-        )
+        images, clips = (len(unique_files(records, kind)) for kind in ("image", "video"))
+        print(f"{len(records)} records, {turns} answers, {images} images, {clips} clips, {len(broken)} broken files")
         for reason in broken.values():
             print(f"broken: {reason}")
         if broken:

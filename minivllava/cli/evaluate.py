@@ -24,6 +24,9 @@ def evaluate(
         typer.Option(help="Where the JSON goes (by default runs/evaluations/), or the benchmark's run folder."),
     ] = None,
     change: Changes = [],  # noqa: B006
+    figure: Annotated[
+        Path | None, typer.Option(help="A PNG to draw: held-out files with the model's answers, and accuracies.")
+    ] = None,
     benchmark: Annotated[
         str | None, typer.Option(help=f"Instead, a real one: {', '.join(BENCHMARKS)}.", rich_help_panel=BENCHMARK)
     ] = None,
@@ -65,6 +68,8 @@ def evaluate(
             "--judge, --limit, --temperature, --max-new-tokens and --skip-broken go with --benchmark: the world's "
             "questions are answered greedily, all of them."
         )
+    if figure is not None and (benchmark or figure.suffix.lower() != ".png"):
+        raise ConfigError(f"--figure {figure}: name a file ending in .png; a --benchmark has no figure.")
     from minivllava.evaluation.benchmark_run import model_name, run_benchmark
 
     if benchmark is not None:
@@ -88,8 +93,15 @@ def evaluate(
     model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once
     world = build_world(evaluation_only(override(named_preset(preset), *change).world))
     out = out or RUNS / "evaluations" / f"{model_name(checkpoint)}.json"
-    print_results(evaluate_world(model, world, out))
+    results = evaluate_world(model, world, out)
+    print_results(results)
     print(f"All answers: {out}")
+    if figure is not None:
+        from minivllava.report import result_figure
+
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        result_figure(results).savefig(figure)
+        print(f"The figure: {figure}")
 
 
 def _print_run(title: str, results: dict, out: Path):

@@ -25,7 +25,7 @@ def recipe(
         bool, typer.Option("--lora", help="Stage 2 with LoRA, as the original's script: rank 128, alpha 256.")
     ] = False,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out records whose pictures or clips are not there.")
+        bool, typer.Option("--skip-missing", help="Leave out records whose images or clips are not there.")
     ] = False,
     change: Changes = [],  # noqa: B006
     device: Device = None,

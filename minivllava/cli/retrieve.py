@@ -31,7 +31,7 @@ def retrieve(
     out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ):
-    """Find captions by pictures or clips and the other way round, and name classes, without training for either.
+    """Find captions by images or clips and the other way round, and name classes, without training for either.
 
     Recall@1, 5 and 10 both ways over the embedded world's test scenes, and top-1 accuracy over scenes of one thing;
     or over pairs of your own with --data. Ties count against the model.

@@ -37,7 +37,7 @@ def train(
         bool, typer.Option("--more-text", help="Pre-train the language model of --init further before all else.")
     ] = False,
     data: Annotated[
-        list[Path], typer.Option(help="Your own LLaVA-format JSON of pictures, clips or text; may be repeated.")
+        list[Path], typer.Option(help="Your own LLaVA-format JSON of images, clips or text; may be repeated.")
     ] = [],  # noqa: B006
     media: Annotated[
         Path | None, typer.Option(help="The folder that its paths start from; by default the JSON's.")

@@ -112,7 +112,7 @@ def _write(config: WorldConfig, folder: Path, workers: int, progress: bool) -> N
             files[name] += some
     rng = np.random.default_rng(config.seed)
     for name, records in files.items():
-        if name in ("stage1", "stage2"):  # pictures, clips and text mixed
+        if name in ("stage1", "stage2"):  # images, clips and text mixed
             records = [records[i] for i in rng.permutation(len(records))]
         (folder / f"{name}.json").write_text(json.dumps(records, sort_keys=True) + "\n")
     (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
@@ -125,14 +125,14 @@ def _jobs(config: WorldConfig) -> Iterator[_Job]:
     scenes = config.images + config.clips
     yield from (_Job("text", i) for i in range(config.text_documents))
     yield from (_Job("train-text", i) for i in range(scenes // 19))  # 1 in 20 of stage 2
-    for split, pictures, clips in (
+    for split, images, clips in (
         ("align", config.align_images // FAMILY, config.align_clips // FAMILY),
         ("train", config.images, config.clips),
         ("validation", config.validation, config.validation),
         ("test", config.test, config.test),
         ("compositional", config.compositional, config.compositional),
     ):
-        yield from (_Job(split, i) for i in range(pictures))
+        yield from (_Job(split, i) for i in range(images))
         yield from (_Job(split, i, clip=True) for i in range(clips))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from minivllava.data.world import Scene, Thing
 
-PICTURE_OPENINGS = ("", "", "there is ", "a picture of ", "the picture shows ", "this is ")
+IMAGE_OPENINGS = ("", "", "there is ", "a picture of ", "the picture shows ", "this is ")
 CLIP_OPENINGS = ("", "", "in the clip, ", "a clip in which ", "the clip shows how ", "here ")
 
 
@@ -40,7 +40,7 @@ def joined(parts: list[str]) -> str:
 
 
 def medium(scene: Scene) -> str:
-    """What questions call a scene: "clip" or "picture"."""
+    """What questions call a scene: a "clip", or for an image the everyday word, "picture"."""
     return "clip" if scene.is_clip else "picture"
 
 
@@ -50,10 +50,10 @@ def action(thing: Thing) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Describe all things: in a picture line by line, in a clip those that act first, in order of time."""
+    """Describe all things: in an image line by line, in a clip those that act first, in order of time."""
     raster = sorted(scene.things, key=lambda thing: (int(3 * thing.y), thing.x))
     if not scene.is_clip:
-        opening = PICTURE_OPENINGS[rng.integers(len(PICTURE_OPENINGS))]
+        opening = IMAGE_OPENINGS[rng.integers(len(IMAGE_OPENINGS))]
         return opening + joined([f"{full_name(thing)} {at_place(thing.place)}" for thing in raster])
     still = joined([f"{full_name(thing)} {action(thing)}" for thing in raster if not thing.acts] or [""])
     events = ", then ".join(f"{full_name(thing)} {action(thing)}" for thing in scene.events)

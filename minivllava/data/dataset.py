@@ -183,7 +183,7 @@ def unique_files(records, kind: str | None = None) -> list[str]:
 
 
 def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tensor:
-    """A file as its encoder wants it: picture (c, h, w) or clip (t, c, h, w), float32, normalised."""
+    """A file as its encoder wants it: image (c, h, w) or clip (t, c, h, w), float32, normalised."""
     if kind == "image":
         vision = config.image
         return preprocess_image(
@@ -194,10 +194,13 @@ def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tenso
     return preprocess_video(clip, vision.image_size, vision.mean, vision.std, config.clip_resize)
 
 
+Load = Callable[[str, str], Tensor]  # (path, "image" or "video") -> pixels or features of a visual
+
+
 class Conversations(torch.utils.data.Dataset):
     """Encoded records. Item i: dict of `input_ids`, `labels` (lists) and `visuals` (list of tensors).
 
-    load(path, kind) gives a visual's tensor: pixels, or cached features. cut: tokens after which records end, as in the
+    load: None checks the records and no more. cut: tokens after which records end, as in the
     original (never before their last visual token); 0: one that is too long for the context is an error.
     """
 
@@ -206,14 +209,12 @@ class Conversations(torch.utils.data.Dataset):
         records,
         tokenizer: Tokenizer,
         config: ModelConfig,
-        load: Callable[[str, str], Tensor],
-        frames: int | None = None,
+        load: Load | None,
         template_name: str | None = None,
         cut: int = 0,
     ):
         self.load = load
-        frames = frames or config.video.frames
-        counts = {kind: config.visual_tokens(kind, frames) for kind in ("image", "video")}
+        counts = {kind: config.visual_tokens(kind, config.video.frames) for kind in ("image", "video")}
         chat_template = template(template_name or config.template)
         self.input_ids, self.labels, self.visuals = [], [], []
         for row in records:
@@ -245,7 +246,7 @@ class Conversations(torch.utils.data.Dataset):
         return digest.hexdigest()[:16]
 
     def modalities(self) -> Counter:
-        """How many records hold a picture only, a clip only, both, or neither."""
+        """How many records hold an image only, a clip only, both, or neither."""
         names = {(): "text", ("image",): "image", ("video",): "video", ("image", "video"): "both"}
         return Counter(names[tuple(sorted({kind for _, kind in visuals}))] for visuals in self.visuals)
 
@@ -254,14 +255,14 @@ def _cut(ids: list[int], labels: list[int], cut: int, where: str) -> tuple[list[
     """The first `cut` tokens. Raises ContextLengthError where that would lose a visual token."""
     if VISUAL in ids[cut:]:
         raise ContextLengthError(
-            f"{where} has visual tokens beyond the first {cut} tokens: use fewer frames or pictures, or more context."
+            f"{where} has visual tokens beyond the first {cut} tokens: use fewer frames or images, or more context."
         )
     return ids[:cut], labels[:cut]
 
 
 @dataclass
 class Batch:
-    """A mixed batch: pictures, clips and text in any order."""
+    """A mixed batch: images, clips and text in any order."""
 
     input_ids: Tensor  # (b, s) int64, right-padded with 0; -200 where a visual token goes
     labels: Tensor  # (b, s) int64; -100 where nothing is learned

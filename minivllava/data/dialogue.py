@@ -25,7 +25,7 @@ def turns(
     `often` are tried once more for each time they stand there.
 
     In a conversation nothing is asked that an earlier turn gives away: "the red circle" in one question would
-    answer "What colour is the circle?" after it, and a model would learn to look there, not at the picture.
+    answer "What colour is the circle?" after it, and a model would learn to look there, not at the image.
     With `focus` all questions are about that thing, and existence is asked of pairs from HELD_OUT.
     """
     asked: dict[str, Turn] = {}

@@ -1,4 +1,4 @@
-"""From files to frames: pictures and clips, told apart, read, checked and written.
+"""From files to frames: images and clips, told apart, read, checked and written.
 
 A clip goes through decord, as in the original; PyAV takes over where decord has no wheel, cannot read the
 file (WebM without a duration) or would give wrong frames (edit lists); Pillow reads GIF, WebP and APNG.
@@ -20,7 +20,7 @@ from minivllava.errors import ConfigError, MediaError
 from minivllava.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # a picture or a clip: only the content tells
+ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # an image or a clip: only the content tells
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv")
 Chooser = Callable[[int], np.ndarray]  # from how many frames there are to which of them to take
 
@@ -36,25 +36,25 @@ def media_kind(path: str | Path) -> str:
     if suffix in VIDEO_SUFFIXES:
         return "video"
     if suffix in ANIMATION_SUFFIXES:
-        with _opened_picture(path) as image:
+        with _opened_image(path) as image:
             return "video" if _is_animation(image) else "image"
     known = ", ".join(IMAGE_SUFFIXES + ANIMATION_SUFFIXES + VIDEO_SUFFIXES)
     raise MediaError(f"{path} has no suffix that says what it is: rename or convert it to one of {known}.")
 
 
 def names_media(text: str) -> bool:
-    """Whether a text without spaces ends as the name of a picture or clip does, whether or not there is such a file."""
+    """Whether a text without spaces ends as the name of an image or clip does, whether or not there is such a file."""
     return " " not in text and Path(text).suffix.lower() in IMAGE_SUFFIXES + ANIMATION_SUFFIXES + VIDEO_SUFFIXES
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """One picture as uint8 (h, w, 3), turned upright by its EXIF orientation.
+    """One image as uint8 (h, w, 3), turned upright by its EXIF orientation.
 
     Transparent pixels are laid on white (the original's `convert("RGB")` shows whatever colour hides beneath)
     and 16-bit greys keep their upper 8 bits (`convert` would clip nearly all to white). Raises MediaError on
-    anything but a whole picture; an animation is refused rather than cut to its first frame.
+    anything but a whole image; an animation is refused rather than cut to its first frame.
     """
-    with _opened_picture(path) as image:
+    with _opened_image(path) as image:
         if _is_animation(image):
             raise MediaError(
                 f"{path} is an animation of {image.n_frames} frames: use it as a video "
@@ -104,7 +104,7 @@ def read_video(
 
     file = _checked(path)
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        raise MediaError(f"{path} is a picture: use it as an image, or name a clip.")
+        raise MediaError(f"{path} is an image, not a clip: give it as an image, or name a clip.")
     reasons = []
     for name in (backend,) if backend else _choose_readers(file):
         try:
@@ -118,7 +118,7 @@ def read_video(
 
 
 def probe_media(path: str | Path, kind: str | None = None) -> None:
-    """Decode a picture, or 8 frames from first to last of a clip; raise MediaError if that fails.
+    """Decode an image, or 8 frames from first to last of a clip; raise MediaError if that fails.
 
     kind: "image" or "video", what the file is used as; by default what it is.
     """
@@ -131,7 +131,7 @@ def probe_media(path: str | Path, kind: str | None = None) -> None:
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 (h, w, 3) as PNG; the file appears whole or not at all."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise MediaError(f"{path}: a picture is uint8 (h, w, 3), not {image.dtype} {image.shape}.")
+        raise MediaError(f"{path}: an image is uint8 (h, w, 3), not {image.dtype} {image.shape}.")
     _check_folder(path)
     with replacing(path) as part:
         Image.fromarray(image).save(part, format="PNG")
@@ -186,8 +186,8 @@ def _checked(path: str | Path) -> str:
 
 
 @contextmanager
-def _opened_picture(path: str | Path) -> Iterator[Image.Image]:
-    """The picture, open; whatever Pillow raises on it, here or later inside the block, becomes MediaError."""
+def _opened_image(path: str | Path) -> Iterator[Image.Image]:
+    """The image, open; whatever Pillow raises on it, here or later inside the block, becomes MediaError."""
     try:
         with Image.open(_checked(path)) as image:
             yield image
@@ -197,7 +197,7 @@ def _opened_picture(path: str | Path) -> Iterator[Image.Image]:
         raise MediaError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: save it smaller.") from error
     except Exception as error:
         raise MediaError(
-            f"{path} cannot be read as a picture ({_reason(error)}): "
+            f"{path} cannot be read as an image ({_reason(error)}): "
             "check that a viewer shows it, then download it or save it as PNG again."
         ) from error
 
@@ -249,7 +249,7 @@ def _read_pyav(file: str, choose: Chooser) -> np.ndarray:
         if stream is None:
             raise ValueError("no video stream")
         if container.format.name.endswith("_pipe"):  # how ffmpeg reads a single PNG, JPEG, ...
-            raise ValueError("it holds a picture, whose name should say so")
+            raise ValueError("it holds an image, whose name should say so")
         # headers miscount: 0 in MKV, 2,400 for 32 frames in AVI
         total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
     while True:
@@ -274,8 +274,8 @@ def _decode_pyav(file: str, wanted: set[int]) -> tuple[list[np.ndarray], int]:
             if count == 1:
                 width, height = frame.width, frame.height  # should it change on the way, decord scales too
             if count - 1 in wanted:
-                picture = convert(frame, width, height, "rgb24").to_ndarray()
-                kept.append(np.rot90(picture, round(frame.rotation / 90)))  # upright, as decord gives it
+                image = convert(frame, width, height, "rgb24").to_ndarray()
+                kept.append(np.rot90(image, round(frame.rotation / 90)))  # upright, as decord gives it
     return kept, count
 
 

@@ -1,4 +1,4 @@
-"""From frames to normalised pixels: what the encoders see of a picture or a clip."""
+"""From frames to normalised pixels: what the encoders see of an image or a clip."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def preprocess_image(
     image: np.ndarray, size: int, aspect: str = "square", mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD,
     antialias: bool = True,
 ) -> torch.Tensor:  # fmt: skip
-    """Picture uint8 (h, w, 3) to normalised float32 (3, size, size).
+    """Image uint8 (h, w, 3) to normalised float32 (3, size, size).
 
     Short side to `size` (bicubic), centre crop, mean and standard deviation. `aspect="pad"` first pads to a square
     with the mean colour (LLaVA's expand2square: stage 2), "square" does not (stage 1). antialias: as `transformers`
@@ -25,22 +25,22 @@ def preprocess_image(
     """
     if aspect not in ("square", "pad"):
         raise ConfigError(f"aspect={aspect!r}: choose square or pad.")
-    picture = Image.fromarray(image)
-    width, height = picture.size
+    whole = Image.fromarray(image)
+    width, height = whole.size
     if aspect == "pad" and width != height:
         side = max(width, height)
         padded = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
-        padded.paste(picture, ((side - width) // 2, (side - height) // 2))
-        picture, width, height = padded, side, side
+        padded.paste(whole, ((side - width) // 2, (side - height) // 2))
+        whole, width, height = padded, side, side
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
     if not antialias:
-        pixels = rearrange(_normalise(torch.from_numpy(np.array(picture)), mean, std), "h w c -> 1 c h w")
+        pixels = rearrange(_normalise(torch.from_numpy(np.array(whole)), mean, std), "h w c -> 1 c h w")
         return _centre(F.interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False), size)[0]
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    whole = whole.resize((width, height), Image.Resampling.BICUBIC)
     # rounds down, as transformers; torchvision's CenterCrop can start one pixel later at odd margins
     left, top = (width - size) // 2, (height - size) // 2
-    pixels = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size))))
+    pixels = torch.from_numpy(np.array(whole.crop((left, top, left + size, top + size))))
     return rearrange(_normalise(pixels, mean, std), "h w c -> c h w").contiguous()
 
 
@@ -48,7 +48,7 @@ def preprocess_video(
     frames: np.ndarray, size: int, mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD, resize: str = "bilinear"
 ) -> torch.Tensor:
     """Clip uint8 (t, h, w, 3) to normalised float32 (t, 3, size, size), as the original's decord transform; with
-    resize="bicubic" as the port to `transformers`, which takes each frame for a picture.
+    resize="bicubic" as the port to `transformers`, which takes each frame for an image.
 
     Mean and standard deviation (CLIP's), short side to `size` by plain bilinear interpolation (pytorchvideo's
     ShortSideScale has no antialiasing), centre crop. The original then flips half of all clips at random, at

@@ -1,4 +1,4 @@
-"""From a scene to pixels: colour pictures and clips, and depth maps.
+"""From a scene to pixels: colour images and clips, and depth maps.
 
 Each shape is a signed distance function: negative inside, zero on the outline, positive outside, in canvas
 sides. A pixel is covered by `0.5 - distance in pixels`, clipped to 0..1: smooth edges at any size. Only sums,
@@ -22,7 +22,7 @@ RGB = {
 
 
 def render(scene: Scene, size: int = 64) -> np.ndarray:
-    """Draw a scene `size` pixels wide: uint8 (h, w, 3) for a picture, (t, h, w, 3) for a clip."""
+    """Draw a scene `size` pixels wide: uint8 (h, w, 3) for an image, (t, h, w, 3) for a clip."""
     canvas = np.repeat(_background(scene, size)[None], scene.frames, axis=0)  # t h w c
     for thing in scene.things:
         rows, columns = _window(thing, scene.frames, size)

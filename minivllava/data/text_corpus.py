@@ -1,6 +1,6 @@
 """Text-only conversations, on which the language model learns to read before it learns to see.
 
-The same questions as about pictures and clips, but the scene is told in words: so the decoder learns from
+The same questions as about images and clips, but the scene is told in words: so the decoder learns from
 text alone to bind a colour to its shape, to count, and to reason from places to relations. A little chat
 keeps it able to answer where there is nothing to look at. Lists are shorter to read and asked more about: of
 their words most are questions that are answered only by finding the thing that they name.

@@ -1,4 +1,4 @@
-"""Shapes in Motion: the embedded world that stands in for the paper's millions of pictures and clips.
+"""Shapes in Motion: the embedded world that stands in for the paper's millions of images and clips.
 
 A scene holds one to three things on a canvas of side 1 (x to the right, y down). In a clip each thing moves,
 grows, shrinks, blinks or stays still, over the whole clip or one after the other. Everything is drawn from a
@@ -114,7 +114,7 @@ class Thing:
         return None if self.moves else PLACES[3 * int(3 * self.y) + int(3 * self.x)]
 
     def track(self, frames: int) -> Track:
-        """Its path through `frames` frames (1: a picture)."""
+        """Its path through `frames` frames (1: an image)."""
         done = progress(self.phase, frames)
         x, y = np.full(frames, self.x), np.full(frames, self.y)
         radius = np.full(frames, RADIUS[self.size])

@@ -1,4 +1,4 @@
-"""Answers to batches of questions about pictures and clips, which may be files or bytes."""
+"""Answers to batches of questions about images and clips, which may be files or bytes."""
 
 import tempfile
 import zlib
@@ -17,11 +17,11 @@ from minivllava.data.conversation import placeholders
 from minivllava.data.dataset import load_pixels
 from minivllava.models.vllava import VideoLLaVA
 
-KEPT = 32  # pictures and clips whose features are remembered: benchmarks ask several questions about each
+KEPT = 32  # images and clips whose features are remembered: benchmarks ask several questions about each
 
 
 class Asked(NamedTuple):
-    """A question with its pictures and clips: (kind, file or the bytes of a picture), in the placeholders' order.
+    """A question with its images and clips: (kind, file or the bytes of an image), in the placeholders' order.
 
     Without placeholders in the text they stand before it, on a line of their own.
     """
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 class Answerer:
     """Answers batches of questions with one model; remembers the features of the files seen last.
 
-    template_name and config: for questions that are put, or pictures that are cut, otherwise than the model's own
+    template_name and config: for questions that are put, or images that are cut, otherwise than the model's own
     config says. sampling: `temperature`, `top_p`, `max_new_tokens`; draws depend on `seed` and the batch's texts.
     """
 
@@ -75,11 +75,11 @@ class Answerer:
 
 @contextmanager
 def _as_file(source: str | Path | bytes) -> Iterator[str]:
-    """A path to a picture that may only be bytes; Pillow goes by the content, whatever the suffix."""
+    """A path to an image that may only be bytes; Pillow goes by the content, whatever the suffix."""
     if not isinstance(source, bytes):
         yield str(source)
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
+        path = Path(folder) / "image.png"
         path.write_bytes(source)
         yield str(path)

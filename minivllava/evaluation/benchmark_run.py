@@ -39,7 +39,7 @@ def run_benchmark(
 
     The same call continues a run that was stopped; of several processes (RANK, WORLD_SIZE) each takes its share,
     and the first one checks, merges and scores. limit: only the first so many questions. skip_broken: questions
-    whose picture or clip is missing or broken, or that are too long for the model, are left out, and listed in the
+    whose image or clip is missing or broken, or that are too long for the model, are left out, and listed in the
     results.
 
     Returns what results.json holds (in every process but the first an empty dict). Raises MediaError with the list
@@ -89,7 +89,7 @@ def model_name(checkpoint: str | Path) -> str:
 
 
 def _file(question: Question) -> str | None:
-    """The file that a question is about; None for text alone, or a picture that came with the question."""
+    """The file that a question is about; None for text alone, or an image that came with the question."""
     return str(question.media[1]) if question.media and isinstance(question.media[1], Path) else None
 
 

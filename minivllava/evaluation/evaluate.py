@@ -1,9 +1,9 @@
 """Exact-match evaluation of a model, beside the baselines that each withhold something from it.
 
-model            pictures and clips as they are
+model            images and clips as they are
 shuffled frames  clips with their frames in random order
 single frame     clips whose middle frame stands in for all of them
-blind            the question without its picture or clip
+blind            the question without its image or clip
 majority         the commonest answer in training to the type of question; no model at all
 """
 

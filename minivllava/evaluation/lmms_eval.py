@@ -5,7 +5,7 @@
 
 takes all options of lmms-eval's own command line. Versions that look for plugins find the model by themselves
 (entry point "lmms_eval.models"). A request's arguments are (context, generation options, doc_to_visual, document id,
-task, split); visuals are Pillow pictures or paths. Answers are generated; log-likelihoods are not computed.
+task, split); visuals are Pillow images or paths. Answers are generated; log-likelihoods are not computed.
 """
 
 import io
@@ -134,14 +134,14 @@ def _cut(reply: str, until: Sequence[str]) -> str:
 
 
 def _visual(visual) -> tuple[str, str | bytes]:
-    """What a task's doc_to_visual gives as (kind, path or bytes): a path, or a Pillow picture."""
+    """What a task's doc_to_visual gives as (kind, path or bytes): a path, or a Pillow image."""
     if isinstance(visual, str):
         return media_kind(visual), visual
     if hasattr(visual, "save") and hasattr(visual, "size"):
         data = io.BytesIO()
         visual.convert("RGB").save(data, "PNG")
         return "image", data.getvalue()
-    raise DataError(f"A visual of type {type(visual).__name__}: minivllava sees Pillow pictures and paths of media.")
+    raise DataError(f"A visual of type {type(visual).__name__}: minivllava sees Pillow images and paths of media.")
 
 
 def manifest():

@@ -49,7 +49,7 @@ class Pairs:
 def world_pairs(world: str | Path, modality: str = "image") -> Pairs:
     """The test scenes of a folder that `build_world` made, each with a caption drawn for it.
 
-    Scenes of one thing are also to be classified: by colour, shape and place in pictures and depth maps, by
+    Scenes of one thing are also to be classified: by colour, shape and place in images and depth maps, by
     colour, shape and motion in clips; a depth map has no colour.
     """
     config = WorldConfig(**json.loads((Path(world) / "config.json").read_text(encoding="utf-8")))

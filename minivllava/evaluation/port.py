@@ -1,7 +1,7 @@
 """What the port to `transformers` lost: a model's own weights with temporal attention and without it.
 
 The port (`VideoLlavaForConditionalGeneration`) has no place for the video encoder's temporal attention: its
-converter drops those tensors, so each frame is encoded as if it was a picture. It also runs another
+converter drops those tensors, so each frame is encoded as if it was an image. It also runs another
 activation, quick_gelu. Two tests show what that does:
 
     questions      exact match on clips of the embedded world, by type; apart, those that only the order of frames tells

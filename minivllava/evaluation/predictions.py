@@ -32,7 +32,7 @@ class Row(NamedTuple):
 class Question:
     """One question to a model: how its answer is found again, the prompt, and what is shown.
 
-    media: (kind, file or the bytes of a picture), or None; its placeholder stands before the prompt, on a line of
+    media: (kind, file or the bytes of an image), or None; its placeholder stands before the prompt, on a line of
     its own. row: the fields that its line in the answers file begins with.
     """
 
@@ -124,7 +124,7 @@ def read_json(path: str | Path):
 
 def _read_table(path: Path) -> list[Row]:
     """Rows of a tab- or comma-separated table with a header; quoted fields may hold line breaks."""
-    csv.field_size_limit(2**31 - 1)  # pictures in base64 pass the usual 128 KiB
+    csv.field_size_limit(2**31 - 1)  # images in base64 pass the usual 128 KiB
     lines = io.StringIO(read_text(path))  # not splitlines: fields may hold other line breaks
     reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
     rows, line = [], 2

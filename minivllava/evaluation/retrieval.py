@@ -1,4 +1,4 @@
-"""The joint space without training for a task: each picture or clip finds its caption, or the name of its class.
+"""The joint space without training for a task: each image or clip finds its caption, or the name of its class.
 
 Zero-shot retrieval and classification as LanguageBind measures them (arXiv 2310.01852, section 4), and how the
 clouds of embeddings lie.
@@ -57,7 +57,7 @@ def retrieval(visuals: Tensor, texts: Tensor, owners: Sequence[int], ks: Sequenc
 def embed_files(
     model: LanguageBind, modality: str, files: Sequence[str | Path], batch_size: int = 64, progress: bool = True
 ) -> Tensor:
-    """Unit vectors of pictures or clips of one modality: (files, e), float32, on the CPU.
+    """Unit vectors of images or clips of one modality: (files, e), float32, on the CPU.
 
     Raises ConfigError for a modality that the model has no encoder for, MediaError for a file that cannot be read.
     """

@@ -3,10 +3,10 @@
 A figure's `width` is in inches, at 100 pixels each: 9 for a page, 4 for a phone. `dark` suits a dark page.
 
     style.py        colours, a page to write on, clean axes
-    frames.py       pictures and clips, plain or under heat
+    frames.py       images and clips, plain or under heat
     tables.py       small tables of numbers; shares beside chance
     world.py        the embedded world; questions with answers
-    patches.py      one picture inside the image encoder
+    patches.py      one image inside the image encoder
     clips.py        clips beside each other; attention through time; what reversing changes
     alignment.py    similarity matrices, retrieval, maps of the joint space
     training.py     loss curves

@@ -7,23 +7,23 @@ import numpy as np
 from minivllava.figures.frames import draw_frames
 from minivllava.figures.style import BLUE, GREEN, ORANGE, VERMILLION, Page, clean, name_axes, new_figure, quiet_bar
 
-MARKS = {"picture": ("o", BLUE), "clip": ("D", ORANGE), "caption": ("^", GREEN)}  # marker and colour
+MARKS = {"image": ("o", BLUE), "clip": ("D", ORANGE), "caption": ("^", GREEN)}  # marker and colour
 LINES = (("o", ORANGE, ":"), ("s", VERMILLION, "--"), ("D", BLUE, "-"), ("^", GREEN, "-."))
 
 
 def scored_pairs(
-    pictures: Sequence[np.ndarray], captions: Sequence[str], similarity: np.ndarray, width: float = 9.0,
+    images: Sequence[np.ndarray], captions: Sequence[str], similarity: np.ndarray, width: float = 9.0,
     dark: bool = False,
 ):  # fmt: skip
-    """Pictures as rows, captions as columns, their similarity in each cell; the right pair is framed.
+    """Images as rows, captions as columns, their similarity in each cell; the right pair is framed.
 
-    pictures: uint8 (h, w, 3) each. similarity: cosines (pictures, captions), pair i on the diagonal.
+    images: uint8 (h, w, 3) each. similarity: cosines (images, captions), pair i on the diagonal.
     """
-    count, side = len(pictures), 0.62
+    count, side = len(images), 0.62
     left, top = 0.12 + side, 0.3
     page = Page(width, top + side * count + 0.45, dark)
     axes = page.axes(left, top, side * count, side * count)
-    image = axes.imshow(similarity, cmap="cividis", vmin=min(0.0, similarity.min()), vmax=1, aspect="auto")
+    shown = axes.imshow(similarity, cmap="cividis", vmin=min(0.0, similarity.min()), vmax=1, aspect="auto")
     for (y, x), value in np.ndenumerate(similarity):
         axes.text(x, y, f"{value:.2f}".replace("-0.00", "0.00"), ha="center", va="center", fontsize=9,
                   color="black" if value > 0.5 else "white")  # fmt: skip
@@ -32,14 +32,14 @@ def scored_pairs(
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=8, labelcolor=page.ink.muted, pad=2)
     axes.spines[:].set_visible(False)
-    for i, picture in enumerate(pictures):
-        draw_frames(page.axes(0.03, top + side * i + 0.02, side - 0.04, side - 0.04), picture[None], 1)
+    for i, image in enumerate(images):
+        draw_frames(page.axes(0.03, top + side * i + 0.02, side - 0.04, side - 0.04), image[None], 1)
         axes.plot(np.array([-0.45, 0.45, 0.45, -0.45, -0.45]) + i, np.array([-0.45, -0.45, 0.45, 0.45, -0.45]) + i,
                   color=ORANGE, linewidth=2)  # fmt: skip
     line, end = left + side * count + 0.3, top - 0.05
     for i, caption in enumerate(captions):
         end = page.text(line, max(end, top + side * i + 0.08), f"{i + 1}. {caption}", width - line, 9.5) + 0.04
-    bar = page.figure.colorbar(image, cax=page.axes(left, top + side * count + 0.1, side * count, 0.1),
+    bar = page.figure.colorbar(shown, cax=page.axes(left, top + side * count + 0.1, side * count, 0.1),
                                orientation="horizontal")  # fmt: skip
     quiet_bar(bar, page.ink, "")
     page.text(line, top + side * count + 0.06, "cosine; orange frame: the right pair", width - line, 9,
@@ -58,14 +58,14 @@ def similarity_matrices(
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     low = min(0.0, *(matrix.min() for matrix in matrices.values()))
     for number, (axes, (title, matrix)) in enumerate(zip(panels, matrices.items(), strict=True)):
-        image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1, interpolation="nearest")
+        shown = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1, interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         name_axes(axes, ink, title, columns + "s")
         if number == 0:
             axes.set_ylabel(rows + "s", color=ink.muted, fontsize=10)
-    quiet_bar(figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.015), ink, "cosine")
+    quiet_bar(figure.colorbar(shown, ax=list(panels), fraction=0.03, pad=0.015), ink, "cosine")
     return figure
 
 
@@ -97,9 +97,9 @@ def recall_curves(
 def joint_maps(
     maps: dict[str, dict[str, np.ndarray]], highlighted: int = 0, width: float = 9.0, dark: bool = False
 ):  # fmt: skip
-    """Pictures, clips and captions as points of a plane; lines join those of one scene.
+    """Images, clips and captions as points of a plane; lines join those of one scene.
 
-    maps: title -> kind ("picture", "clip", "caption") -> (scenes, 2). All panels share their scale.
+    maps: title -> kind ("image", "clip", "caption") -> (scenes, 2). All panels share their scale.
     highlighted: a scene whose points and lines stand out.
     """
     from matplotlib.lines import Line2D

@@ -28,7 +28,7 @@ def attention_overlay(
     frames: np.ndarray, maps: dict[str, np.ndarray], width: float = 9.0, dark: bool = False,
     label: str = "attention (%)", outline: np.ndarray | None = None, plain: bool = True,
 ):  # fmt: skip
-    """A picture or a clip, then the same in grey under the heat of each map, patch by patch.
+    """An image or a clip, then the same in grey under the heat of each map, patch by patch.
 
     frames: uint8 (t, h, w, 3). maps: title -> share of the attention on each patch, (t, h, w) of the patch
     grid; nothing is drawn where a map is negative. Each map has its own scale, which starts at zero, and

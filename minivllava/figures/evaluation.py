@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from minivllava.figures.style import ORANGE, PURPLE, VERMILLION, Inks, clean, name_axes, new_figure
 
-KINDS = {"image": "Pictures", "video": "Clips", "text": "Text"}
+KINDS = {"image": "Images", "video": "Clips", "text": "Text"}
 
 # Marker, colour and filling of each baseline; the model is a bar.
 BASELINES = {
@@ -13,7 +13,7 @@ BASELINES = {
     "single frame": ("^", PURPLE, True),
     "shuffled frames": ("D", VERMILLION, False),
 }
-LABELS = {"model": "model", "majority": "majority answer", "blind": "blind (no picture or clip)",
+LABELS = {"model": "model", "majority": "majority answer", "blind": "blind (no image or clip)",
           "single frame": "a single frame", "shuffled frames": "shuffled frames"}  # fmt: skip
 
 
@@ -53,11 +53,11 @@ def accuracy_by_type(rows: Sequence[dict], width: float = 9.0, dark: bool = Fals
 
 
 def _ordered_types(rows: Sequence[dict]) -> list[str]:
-    """Totals first, then types by the alphabet, those of pictures before those of clips alone."""
+    """Totals first, then types by the alphabet, those of images before those of clips alone."""
     names = {row["type"] for row in rows} - {"all", "needs order"}
-    pictured = {row["type"] for row in rows if row["kind"] == "image"}
+    of_images = {row["type"] for row in rows if row["kind"] == "image"}
     last = {row["type"] for row in rows} & {"needs order"}
-    return ["all", *sorted(names, key=lambda name: (name not in pictured, name)), *last]
+    return ["all", *sorted(names, key=lambda name: (name not in of_images, name)), *last]
 
 
 def _accuracy_line(axes, ink: Inks, y: int, row: dict | None):

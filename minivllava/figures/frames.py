@@ -1,4 +1,4 @@
-"""Frames of pictures and clips, plain or under heat: what other figures are built from."""
+"""Frames of images and clips, plain or under heat: what other figures are built from."""
 
 import numpy as np
 

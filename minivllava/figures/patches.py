@@ -1,4 +1,4 @@
-"""One picture inside the image encoder: its patches, what is learned about them, how alike their tokens are."""
+"""One image inside the image encoder: its patches, what is learned about them, how alike their tokens are."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,24 @@ from minivllava.figures.frames import draw_frames
 from minivllava.figures.style import ORANGE, VERMILLION, Page, quiet_bar
 
 
-def patch_sequence(picture: np.ndarray, grid: int, width: float = 9.0, dark: bool = False):
-    """A picture under its patch grid, and the sequence of its patches in raster order.
+def patch_sequence(image: np.ndarray, grid: int, width: float = 9.0, dark: bool = False):
+    """An image under its patch grid, and the sequence of its patches in raster order.
 
-    picture: uint8 (h, w, 3), sides multiples of `grid`, the number of patches along a side.
+    image: uint8 (h, w, 3), sides multiples of `grid`, the number of patches along a side.
     """
     side, gap = min(2.5, 0.28 * width), 0.45
     columns = -(-(grid**2) // 2) if grid**2 <= 24 else 2 * grid
     rows = -(-(grid**2) // columns)
     step = (width - side - gap) / columns
     page = Page(width, max(side, rows * (step + 0.22)) + 0.42, dark)
-    page.text(0, 0.02, f"a picture, cut {grid} x {grid}", side, 10, fontweight="bold")
+    page.text(0, 0.02, f"an image, cut {grid} x {grid}", side, 10, fontweight="bold")
     page.text(side + gap, 0.02, f"a sequence of {grid**2} patches", width - side - gap, 10, fontweight="bold")
     axes = page.axes(0, 0.34, side, side)
-    draw_frames(axes, picture[None], 1)
+    draw_frames(axes, image[None], 1)
     for line in np.arange(1, grid) / grid:
         axes.axhline(line, color="white", linewidth=1)
         axes.axvline(line, color="white", linewidth=1)
-    patches = rearrange(picture, "(h i) (w j) c -> (h w) i j c", h=grid, w=grid)
+    patches = rearrange(image, "(h i) (w j) c -> (h w) i j c", h=grid, w=grid)
     size = 9 if grid < 7 else 6
     for number, patch in enumerate(patches):
         y, x = np.divmod(number, grid)
@@ -53,33 +53,33 @@ def place_similarity(similarity: np.ndarray, grid: int, width: float = 9.0, dark
     for number, row in enumerate(similarity):
         y, x = divmod(number, grid)
         axes = page.axes(x * outer, 0.34 + y * outer, 0.94 * outer, 0.94 * outer)
-        image = axes.imshow(rearrange(row, "(h w) -> h w", h=grid), cmap="PuOr_r", vmin=-limit, vmax=limit)
+        shown = axes.imshow(rearrange(row, "(h w) -> h w", h=grid), cmap="PuOr_r", vmin=-limit, vmax=limit)
         axes.plot(x, y, "o", markerfacecolor="none", markeredgecolor="white", markeredgewidth=1.6, markersize=28 / grid)
         axes.set_axis_off()
-    bar = page.figure.colorbar(image, cax=page.axes(side + 0.15, 0.34 + 0.2 * side, 0.13, 0.6 * side))
+    bar = page.figure.colorbar(shown, cax=page.axes(side + 0.15, 0.34 + 0.2 * side, 0.13, 0.6 * side))
     quiet_bar(bar, page.ink, "cosine")
     return page.figure
 
 
 def token_similarity(
-    picture: np.ndarray, maps: dict[str, np.ndarray], marked: tuple[int, int], width: float = 9.0, dark: bool = False
+    image: np.ndarray, maps: dict[str, np.ndarray], marked: tuple[int, int], width: float = 9.0, dark: bool = False
 ):  # fmt: skip
-    """A picture with one patch marked, then how alike each patch's token is to the marked one's.
+    """An image with one patch marked, then how alike each patch's token is to the marked one's.
 
-    picture: uint8 (h, w, 3). maps: title -> cosines (h, w) over the patch grid, on one scale. marked: row, column.
+    image: uint8 (h, w, 3). maps: title -> cosines (h, w) over the patch grid, on one scale. marked: row, column.
     """
     each = (width - 0.9 - 0.12 * len(maps)) / (1 + len(maps))
     page = Page(width, each + 0.34, dark)
     grid = len(next(iter(maps.values())))
     left = 0.0
     low = min(0.0, *(values.min() for values in maps.values()))
-    for title, values in ({"the picture": None} | maps).items():
+    for title, values in ({"the image": None} | maps).items():
         page.text(left, 0.02, title, each, 9.5, fontweight="bold")
         axes = page.axes(left, 0.34, each, each)
         if values is None:
-            axes.imshow(picture, extent=(-0.5, grid - 0.5, grid - 0.5, -0.5))
+            axes.imshow(image, extent=(-0.5, grid - 0.5, grid - 0.5, -0.5))
         else:
-            image = axes.imshow(values, cmap="cividis", vmin=low, vmax=1)
+            shown = axes.imshow(values, cmap="cividis", vmin=low, vmax=1)
             for (y, x), value in np.ndenumerate(values):
                 axes.text(x, y, f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center", fontsize=7.5,
                           color="black" if value > 0.5 * (1 + low) else "white")  # fmt: skip
@@ -88,7 +88,7 @@ def token_similarity(
                   color=ORANGE, linewidth=2.5)  # fmt: skip
         axes.set_axis_off()
         left += each + 0.12
-    bar = page.figure.colorbar(image, cax=page.axes(left + 0.02, 0.34, 0.12, each))
+    bar = page.figure.colorbar(shown, cax=page.axes(left + 0.02, 0.34, 0.12, each))
     quiet_bar(bar, page.ink, "cosine")
     return page.figure
 

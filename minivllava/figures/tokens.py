@@ -1,6 +1,6 @@
 """Tokens: where each of a sequence comes from, which are learned, how visual ones are spliced in.
 
-A token's source is an integer: PADDING, TEXT, PICTURE, or FRAME + the number of a clip's frame, from 0.
+A token's source is an integer: PADDING, TEXT, IMAGE, or FRAME + the number of a clip's frame, from 0.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from minivllava.figures.style import BLUE, GREEN, SKY, VERMILLION, Inks, Page, clean, new_figure
 
-PADDING, TEXT, PICTURE, FRAME = 0, 1, 2, 3
+PADDING, TEXT, IMAGE, FRAME = 0, 1, 2, 3
 LEARNED = VERMILLION
 
 
@@ -185,7 +185,7 @@ def attention_matrix(patterns: dict[str, np.ndarray], sources: Sequence[int], wi
 
 
 def token_budget(rows: Sequence[tuple[str, int, int, int]], width: float = 9.0, dark: bool = False):
-    """How much of the context one picture or one clip takes. rows: (name, source, tokens, context)."""
+    """How much of the context one image or one clip takes. rows: (name, source, tokens, context)."""
     ink, figure = new_figure(width, 0.55 + 0.34 * len(rows), dark)
     axes = figure.subplots()
     clean(axes, ink, grid="x")
@@ -217,13 +217,13 @@ def _colour(source: int, ink: Inks) -> str:
         return ink.page
     if source == TEXT:
         return ink.grid
-    return GREEN if source == PICTURE else (BLUE, SKY)[(source - FRAME) % 2]
+    return GREEN if source == IMAGE else (BLUE, SKY)[(source - FRAME) % 2]
 
 
 def _on(source: int, ink: Inks) -> str:
     """The colour of letters on a source's box."""
     dark_letters = "#111111"
-    return {PADDING: ink.muted, TEXT: ink.text, PICTURE: "#ffffff"}.get(
+    return {PADDING: ink.muted, TEXT: ink.text, IMAGE: "#ffffff"}.get(
         source, ("#ffffff", dark_letters)[(source - FRAME) % 2]
     )
 
@@ -246,7 +246,7 @@ def _legend(kinds: Sequence[int], ink: Inks, learned: bool, targets: bool):
     for kind in kinds:
         hatch = {"hatch": "////", "edgecolor": ink.grid} if kind == PADDING else {}
         handles.append(Patch(facecolor=_colour(kind, ink), **hatch))
-        labels.append({PADDING: "padding", TEXT: "text", PICTURE: "picture token"}.get(kind, "clip token (by frame)"))
+        labels.append({PADDING: "padding", TEXT: "text", IMAGE: "image token"}.get(kind, "clip token (by frame)"))
     if learned:
         handles.append(Line2D([], [], color=LEARNED, linewidth=3.2))
         labels.append("learned")

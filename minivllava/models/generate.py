@@ -52,7 +52,7 @@ def generate(
     if max(ends) >= context:
         raise ContextLengthError(
             f"The prompt takes {max(ends)} tokens and the language model's context holds {context}: no room is left "
-            "for an answer; use fewer frames, pictures or turns."
+            "for an answer; use fewer frames, images or turns."
         )
     batch, width = prompts.shape[:2]
     rooms = [min(max_new_tokens, context - end) for end in ends]

@@ -31,7 +31,7 @@ class LanguageBindConfig:
 
 
 def build_encoder(config: VisionConfig | VisionTowerConfig, clips: bool = False) -> nn.Module:
-    """The encoder that a vision config describes, of pictures or of clips, ours or another's."""
+    """The encoder that a vision config describes, of images or of clips, ours or another's."""
     if isinstance(config, VisionTowerConfig):
         return VisionTower(config)
     return (VideoEncoder if clips or config.temporal else ImageEncoder)(config)
@@ -54,7 +54,7 @@ class LanguageBind(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def embed(self, modality: str, pixels: Tensor) -> Tensor:
-        """Unit vectors of pictures (b, c, h, w) or clips (b, t, c, h, w): (b, embed_dim)."""
+        """Unit vectors of images (b, c, h, w) or clips (b, t, c, h, w): (b, embed_dim)."""
         return F.normalize(self.projections[modality](self.encoders[modality](pixels).pooled), dim=-1)
 
     def embed_text(self, ids: Tensor) -> Tensor:

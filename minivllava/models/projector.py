@@ -1,12 +1,12 @@
 """From visual features to tokens of the language model: the paper's shared projector, and its rivals.
 
-    mlp            `mlp2x_gelu`, one for pictures and clips: Video-LLaVA (section 3.1), the default
+    mlp            `mlp2x_gelu`, one for images and clips: Video-LLaVA (section 3.1), the default
     linear         one linear layer, shared: LLaVA-1
-    per-modality   an `mlp2x_gelu` for pictures, another for clips: what alignment before projection should spare
+    per-modality   an `mlp2x_gelu` for images, another for clips: what alignment before projection should spare
     resampler      learned queries read any number of features: InstructBLIP's Q-Former, mPLUG-Owl's abstractor
     pooling        clips averaged over patches and over frames, then `mlp2x_gelu`: Video-ChatGPT
 
-Every projector has `tokens`: the features of several pictures and clips, a list of (n, d of the encoders), to the
+Every projector has `tokens`: the features of several images and clips, a list of (n, d of the encoders), to the
 visual tokens of all of them, in order, (all tokens, d of the language model).
 """
 
@@ -26,7 +26,7 @@ QUERY_LAYERS = 2  # of the resampler; the Q-Former has 12, mPLUG-Owl's abstracto
 class Projector(nn.Module):
     """Linear, GELU, linear. (..., d of the encoders) -> (..., d of the language model).
 
-    One module for pictures and clips: since both encoders were bound to one language space before,
+    One module for images and clips: since both encoders were bound to one language space before,
     it has one kind of feature to translate. That is the paper's title.
     """
 
@@ -53,26 +53,26 @@ class LinearProjector(nn.Linear):
 
 
 class ModalityProjector(nn.Module):
-    """A projector for pictures and another for clips.
+    """A projector for images and another for clips.
 
-    A visual of as many features as one picture has is a picture; a clip of a single frame counts as one.
+    A visual of as many features as one image has is an image; a clip of a single frame counts as one.
     """
 
-    def __init__(self, visual_width: int, language_width: int, picture_features: int):
+    def __init__(self, visual_width: int, language_width: int, image_features: int):
         super().__init__()
         self.image = Projector(visual_width, language_width)
         self.video = Projector(visual_width, language_width)
-        self.picture_features = picture_features
+        self.image_features = image_features
 
     def tokens(self, visuals: Sequence[Tensor]) -> Tensor:
         """Each feature becomes one token, through its own modality's projector."""
         features = torch.cat(list(visuals))
         lengths = torch.tensor([len(visual) for visual in visuals], device=features.device)
-        pictured = (lengths == self.picture_features).repeat_interleave(lengths)
+        is_image = (lengths == self.image_features).repeat_interleave(lengths)
         # both always run, if on nothing: processes that train together need the same gradients
-        image, video = self.image(features[pictured]), self.video(features[~pictured])
+        image, video = self.image(features[is_image]), self.video(features[~is_image])
         tokens = image.new_empty(len(features), image.shape[-1])
-        tokens[pictured], tokens[~pictured] = image, video
+        tokens[is_image], tokens[~is_image] = image, video
         return tokens
 
 
@@ -105,7 +105,7 @@ class QueryLayer(nn.Module):
 
 
 class Resampler(nn.Module):
-    """A fixed number of learned queries reads each picture or clip as a whole, whatever its length.
+    """A fixed number of learned queries reads each image or clip as a whole, whatever its length.
 
     Differences from InstructBLIP's Q-Former: no text among the queries, no pre-training of its own. From
     mPLUG-Owl's abstractor: queries also attend to each other. Places and times of features are what the

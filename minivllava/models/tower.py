@@ -12,7 +12,7 @@ from minivllava.models.vision import VideoEncoderLayer, VisionOutput
 
 
 class VisionTower(nn.Module):
-    """A CLIP or SigLIP vision tower, for pictures (b, c, h, w) and for clips (b, t, c, h, w).
+    """A CLIP or SigLIP vision tower, for images (b, c, h, w) and for clips (b, t, c, h, w).
 
     Clips go through frame by frame; with `config.temporal`, our temporal attention stands before each layer, as
     in `VideoEncoder`. SigLIP's towers have no CLS token. tower: one of `transformers` that is there already.
@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
             self.temporal = nn.ModuleList(TemporalPart(config) for _ in self.layers)
 
     def forward(self, pixels: Tensor) -> VisionOutput:
-        """Hidden states (b, n, d) of pictures, (b, t, n, d) of clips; pooled (b, d)."""
+        """Hidden states (b, n, d) of images, (b, t, n, d) of clips; pooled (b, d)."""
         clips = pixels.ndim == 5
         frames = pixels.shape[1] if clips else 1
         if clips:

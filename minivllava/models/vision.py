@@ -29,10 +29,10 @@ from minivllava.models.layers import Attention, EncoderLayer
 
 
 class VisionOutput(NamedTuple):
-    """What an encoder returns: one vector per picture or clip, and everything in between."""
+    """What an encoder returns: one vector per image or clip, and everything in between."""
 
     pooled: Tensor  # (b, d): CLS of the last layer after post_norm; for clips the mean over frames
-    hidden: list[Tensor]  # 1 + layers tensors, (b, n, d) for pictures, (b, t, n, d) for clips
+    hidden: list[Tensor]  # 1 + layers tensors, (b, n, d) for images, (b, t, n, d) for clips
 
 
 class PatchEmbedding(nn.Module):
@@ -178,15 +178,15 @@ def drop_patches(x: Tensor, frames: int, share: float) -> Tensor:
 
 
 def keep_patches(x: Tensor, chosen: Tensor) -> Tensor:
-    """CLS and the chosen patches of each picture, in the order of choice. (b, 1 + n, d), (b, m) -> (b, 1 + m, d)."""
+    """CLS and the chosen patches of each image, in the order of choice. (b, 1 + n, d), (b, m) -> (b, 1 + m, d)."""
     return torch.cat([x[:, :1], x[:, 1:].gather(1, repeat(chosen, "b m -> b m d", d=x.shape[-1]))], dim=1)
 
 
 def seeded_choice(pixels: Tensor, patches: int, kept: int) -> Tensor:
-    """`kept` random patches of each picture, shuffled, (b, kept): always the same for the same pixels.
+    """`kept` random patches of each image, shuffled, (b, kept): always the same for the same pixels.
 
     `transformers`' ViTMAE draws anew at each call, at inference too; features could then not be repeated.
     """
-    seeds = (zlib.crc32(picture.numpy().tobytes()) for picture in pixels.detach().float().cpu())
+    seeds = (zlib.crc32(image.numpy().tobytes()) for image in pixels.detach().float().cpu())
     chosen = [torch.randperm(patches, generator=torch.Generator().manual_seed(seed))[:kept] for seed in seeds]
     return torch.stack(chosen).to(pixels.device)

@@ -1,6 +1,6 @@
 """Video-LLaVA: two encoders, one projector, one language model (the paper's Figure 2).
 
-    picture (c, h, w)    -> image_encoder -> n features          \
+    image (c, h, w)    -> image_encoder -> n features          \
     clip (t, c, h, w)    -> video_encoder -> t * n features       > projector -> visual tokens
     cached features (n, d) ----------------------------------   /        |
     text ids -> token embeddings, with visual tokens where the -200s stand -> language_model -> logits
@@ -34,7 +34,7 @@ class Loss(NamedTuple):
 
 
 class VideoLLaVA(nn.Module):
-    """One model for pictures and clips. Make one with `from_pretrained`, or from a config to train it."""
+    """One model for images and clips. Make one with `from_pretrained`, or from a config to train it."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None):
         super().__init__()
@@ -79,7 +79,7 @@ class VideoLLaVA(nn.Module):
         return encode_conversation(turns, self.tokenizer, form, counts, config.language.context, where)
 
     def features(self, visual: Tensor) -> Tensor:
-        """Frozen features of a batch: pictures (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d).
+        """Frozen features of a batch: images (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d).
 
         With the projector "pooling", clips are pooled here, since that has nothing to learn: (b, t + n, d). The batch
         may be on any device and of any dtype.
@@ -93,9 +93,9 @@ class VideoLLaVA(nn.Module):
         return rearrange(features, "b t n d -> b (t n) d")
 
     def encode_visuals(self, visuals: Sequence[Tensor]) -> Tensor:
-        """Visual tokens of pictures, clips and cached features, mixed, in order: (all their tokens, d).
+        """Visual tokens of images, clips and cached features, mixed, in order: (all their tokens, d).
 
-        Each visual is a picture (c, h, w), a clip (t, c, h, w), or features (n, d) that `features` gave
+        Each visual is an image (c, h, w), a clip (t, c, h, w), or features (n, d) that `features` gave
         before. Those of one shape run through their encoder as one batch.
         """
         like = next(self.projector.parameters())
@@ -125,7 +125,7 @@ class VideoLLaVA(nn.Module):
         if expected != len(tokens):
             raise DataError(
                 f"The text holds {expected} places for visual tokens and the visuals give {len(tokens)}: give each "
-                "placeholder its own picture or clip."
+                "placeholder its own image or clip."
             )
         embeddings = self.language_model.embed(input_ids.clamp(min=0))
         return embeddings.masked_scatter(places[..., None], tokens.to(embeddings))

@@ -40,17 +40,20 @@ class Pairs:
 
 def align_image(
     model: LanguageBind, records, tokenizer: Tokenizer, config: ModelConfig, training: TrainingConfig,
-    folder: str | Path, **options,
+    folder: str | Path, device: str | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
-    """Trains image encoder, text encoder, projections and temperature together. Returns the log."""
+    """Trains image encoder, text encoder, projections and temperature together. Returns the log.
+
+    config: the sizes of visuals and texts. folder, device, progress: as `train` takes them.
+    """
     only(model, model.encoders["image"], model.projections["image"], model.text_encoder, model.text_projection)
     model.logit_scale.requires_grad_(True)
-    return _align(model, "image", records, tokenizer, config, training, folder, **options)
+    return _align(model, "image", records, tokenizer, config, training, folder, device, progress)
 
 
 def align_video(
     model: LanguageBind, records, tokenizer: Tokenizer, config: ModelConfig, training: TrainingConfig,
-    folder: str | Path, **options,
+    folder: str | Path, device: str | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Binds the video encoder, begun from the image encoder, to the frozen text encoder. Returns the log.
 
@@ -64,18 +67,18 @@ def align_video(
     only(model, model.projections["video"])
     for parameter in (*video.temporal_parameters(), model.logit_scale):
         parameter.requires_grad_(True)
-    return _align(model, "video", records, tokenizer, config, training, folder, **options)
+    return _align(model, "video", records, tokenizer, config, training, folder, device, progress)
 
 
-def _align(model, modality, records, tokenizer, config, training, folder, **options) -> list[dict]:
+def _align(model, modality, records, tokenizer, config, training, folder, device, progress) -> list[dict]:
     files = unique_files(records, modality)
-    cache = cache_media(files, modality, config, dtype="float16", progress=options.get("progress", True))
+    cache = cache_media(files, modality, config, dtype="float16", progress=progress)
     captions = [row["conversations"][-1]["value"] for row in records]
     task = contrastive_task(
         modality, cache, [row["visuals"][0] for row in records], captions, records["family"], tokenizer,
         config.text.context, training,
     )  # fmt: skip
-    return train(model, task, training, folder, label=f"align {modality}", **options)
+    return train(model, task, training, folder, f"align {modality}", device, progress)
 
 
 def contrastive_task(

@@ -4,6 +4,7 @@ The text-only conversations describe scenes in words and ask about them, so the 
 answer from a description before it ever sees a visual token.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,26 +26,34 @@ def train_tokenizer(records, vocab_size: int, sample: int = 5000) -> Tokenizer:
     return Tokenizer.train(texts, vocab_size)
 
 
-def conversation_task(dataset: Conversations, config: TrainingConfig) -> Task:
-    """Next-token prediction of the answers in a set of conversations."""
+def conversation_task(dataset: Conversations, config: TrainingConfig, decodes: bool = False) -> Task:
+    """Next-token prediction of the answers in a set of conversations.
+
+    decodes: whether loading a visual decodes its file, which is done in threads, and for the next batch ahead.
+    """
+    read = ThreadPoolExecutor().map if decodes else map
 
     def loss(model: nn.Module, batch):
         return model(batch.input_ids, batch.visuals, batch.labels)
 
     return Task(
         plan=shuffled_batches(len(dataset), config.batch_size, config.seed),
-        collate=lambda indices: collate([dataset[int(i)] for i in indices]),
+        collate=lambda indices: collate(list(read(dataset.__getitem__, indices.tolist()))),
         count=lambda batch: int((batch.labels[:, 1:] != IGNORE).sum()),
         loss=loss,
         lengths=torch.tensor([len(ids) for ids in dataset.input_ids]).numpy(),
+        ahead=decodes,
         data=dataset.fingerprint(),
     )
 
 
-def pretrain_language(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options) -> list[dict]:
+def pretrain_language(
+    model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, device: str | None = None,
+    progress: bool = True,
+) -> list[dict]:  # fmt: skip
     """Trains `model.language_model` on text-only records; all else stays as it is. Returns the log.
 
-    Raises DataError when a record holds a visual.
+    folder, device, progress: as `train` takes them. Raises DataError when a record holds a visual.
     """
 
     def no_visual(path: str, kind: str):
@@ -52,7 +61,7 @@ def pretrain_language(model: VideoLLaVA, records, config: TrainingConfig, folder
 
     dataset = Conversations(records, model.tokenizer, model.config, no_visual)
     only(model, model.language_model)
-    return train(model, conversation_task(dataset, config), config, folder, label="language", **options)
+    return train(model, conversation_task(dataset, config), config, folder, "language", device, progress)
 
 
 def only(model: nn.Module, *parts: nn.Module):

@@ -28,17 +28,17 @@ DECODER_LAYERS = 2
 
 
 @dataclass
-class Pictures:
-    """A batch of pictures (b, c, h, w)."""
+class Images:
+    """A batch of images (b, c, h, w)."""
 
     pixels: Tensor
 
-    def to(self, device) -> "Pictures":
-        return Pictures(self.pixels.to(device))
+    def to(self, device) -> "Images":
+        return Images(self.pixels.to(device))
 
 
 class MaskedAutoencoder(nn.Module):
-    """An image encoder and the decoder that it learns with. Pictures (b, c, h, w) -> Loss."""
+    """An image encoder and the decoder that it learns with. Images (b, c, h, w) -> Loss."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -52,7 +52,7 @@ class MaskedAutoencoder(nn.Module):
         self.to_pixels = nn.Linear(decoder.width, 3 * config.patch_size**2)
 
     def forward(self, pixels: Tensor) -> Loss:
-        """Mean squared error of the hidden patches' pixels, summed over pictures; draws the masks at random."""
+        """Mean squared error of the hidden patches' pixels, summed over images; draws the masks at random."""
         patches = self.encoder.config.grid**2
         order = torch.rand(len(pixels), patches, device=pixels.device).argsort(1)
         seen, hidden = order.tensor_split([max(1, round(patches * (1 - MASKED)))], dim=1)
@@ -81,16 +81,20 @@ class MaskedAutoencoder(nn.Module):
 
 
 def pretrain_mae(
-    model: MaskedAutoencoder, records, config: ModelConfig, training: TrainingConfig, folder: str | Path, **options
-) -> list[dict]:
-    """Trains encoder and decoder on the pictures of records; their words are not read. Returns the log."""
+    model: MaskedAutoencoder, records, config: ModelConfig, training: TrainingConfig, folder: str | Path,
+    device: str | None = None, progress: bool = True,
+) -> list[dict]:  # fmt: skip
+    """Trains encoder and decoder on the images of records; their words are not read. Returns the log.
+
+    config: the size of the images. folder, device, progress: as `train` takes them.
+    """
     files = unique_files(records, "image")
-    cache = cache_media(files, "image", config, dtype="float16", progress=options.get("progress", True))
+    cache = cache_media(files, "image", config, dtype="float16", progress=progress)
     task = Task(
         plan=shuffled_batches(len(files), training.batch_size, training.seed),
-        collate=lambda indices: Pictures(torch.stack([cache[files[i]] for i in indices]).float()),
+        collate=lambda indices: Images(torch.stack([cache[files[i]] for i in indices]).float()),
         count=lambda batch: len(batch.pixels),
         loss=lambda model, batch: model(batch.pixels),
         data=data_hash(files),
     )
-    return train(model, task, training, folder, label="masked autoencoder", **options)
+    return train(model, task, training, folder, "masked autoencoder", device, progress)

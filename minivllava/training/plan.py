@@ -34,7 +34,7 @@ def plan_recipe(
     lines = [
         "parameters: "
         + ", ".join(f"{name} {_count(getattr(model, name)) / 1e6:,.1f} M" for name in PARTS)
-        + f"; a picture is {base.model.visual_tokens('image')} tokens, a clip "
+        + f"; an image is {base.model.visual_tokens('image')} tokens, a clip "
         + f"{base.model.visual_tokens('video', base.model.video.frames)}"
     ]
     if elsewhere:
@@ -43,16 +43,16 @@ def plan_recipe(
         training = getattr(base, name)
         records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
         training = scheduled(training, len(records), recipe.epochs)
-        pictures = sum(len(row) for row in records["images"])
+        images = sum(len(row) for row in records["images"])
         clips = sum(len(row) for row in records["videos"])
         letters = sum(len(turn["value"]) for row in records["conversations"] for turn in row)
-        visual = pictures * base.model.visual_tokens("image")
+        visual = images * base.model.visual_tokens("image")
         visual += clips * base.model.visual_tokens("video", base.model.video.frames)
         tokens = visual + letters // CHARACTERS_PER_TOKEN
-        flops = recipe.epochs * _flops(model, base.model, training, name, tokens, len(records), pictures, clips)
+        flops = recipe.epochs * _flops(model, base.model, training, name, tokens, len(records), images, clips)
         hours = flops / tflops / 1e12 / 3600
         lines += [
-            f"{name}: {len(records):,} records, {pictures:,} pictures, {clips:,} clips ({len(missing):,} files missing)"
+            f"{name}: {len(records):,} records, {images:,} images, {clips:,} clips ({len(missing):,} files missing)"
             f"; {training.steps:,} steps of {training.batch_size}, about {tokens / len(records):,.0f} tokens a record",
             f"{name}: {flops:.2e} FLOPs, {hours:.1f} hours at {tflops:g} TFLOP/s; weights, gradients and AdamW "
             f"{weight_memory(model, training, name) / GIB:.1f} GiB, activations not counted",
@@ -81,14 +81,14 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _flops(model, config: ModelConfig, training: TrainingConfig, stage, tokens, records, pictures, clips) -> float:
+def _flops(model, config: ModelConfig, training: TrainingConfig, stage, tokens, records, images, clips) -> float:
     """Of one pass over the data: two for each weight and token, and attention's; backward costs as much again for
     what the gradient passes through, and once more for weights that learn."""
     language = _count(model.language_model)
     length = tokens / records
     per_token = 2 * language + 2 * length * config.language.width * getattr(config.language, "layers", 0)
     learns = stage == "stage2" and not training.lora_rank
-    frames = pictures, clips * config.video.frames
+    frames = images, clips * config.video.frames
     encoders = (model.image_encoder, config.image), (model.video_encoder, config.video)
     seen = sum(2 * _count(encoder) * vision.patches * n for (encoder, vision), n in zip(encoders, frames, strict=True))
     return per_token * tokens * (3 if learns else 2) + seen

@@ -100,7 +100,7 @@ def recipe_preset(recipe: Recipe, changes: tuple[str, ...] = (), lora: bool = Fa
 
 def train_recipe(
     recipe: Recipe, root: str | Path, folder: str | Path, changes: tuple[str, ...] = (), lora: bool = False,
-    skip_missing: bool = False, **options,
+    skip_missing: bool = False, device: str | None = None, progress: bool = True,
 ) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
     """Stage 1 and stage 2 on a recipe's data. Returns the model and the files that were not there.
 
@@ -129,7 +129,7 @@ def train_recipe(
         if name == "stage1":  # what stage 2 cannot do is said before stage 1 takes days
             check_recomputation(model.language_model, stages["stage2"][1])
             Conversations(stages["stage2"][0], model.tokenizer, model.config, load=None, cut=cut)
-        train = partial(stage, model, records, training, cached=False, cut=cut, **options)
+        train = partial(stage, model, records, training, cached=False, cut=cut, device=device, progress=progress)
         run.step(step, train, partial(save_vllava, model))
     return load_vllava(run.folder / "model"), missing
 

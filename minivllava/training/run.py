@@ -114,8 +114,9 @@ def _read(file: Path) -> dict:
 
 
 def train_video_llava(
-    preset: Preset, folder: str | Path, parts: str | Path | None = None, more_text: bool = False, **options
-) -> VideoLLaVA:
+    preset: Preset, folder: str | Path, parts: str | Path | None = None, more_text: bool = False,
+    device: str | None = None, progress: bool = True,
+) -> VideoLLaVA:  # fmt: skip
     """The whole recipe: the parts that are not there yet, then stage 1 and stage 2.
 
     parts: a folder that holds `languagebind/`, `language/` or both, as the paper starts from LanguageBind and
@@ -138,11 +139,19 @@ def train_video_llava(
     start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
     run = Run(folder, {"preset": to_dict(preset), "start": start, "weights": weights})
     if more_text or not language:
-        language = load_language(_train_language(preset, world, run, start=language, **options))
+        language = load_language(_train_language(preset, world, run, language, device, progress))
     language, tokenizer = language
-    bound, _ = bound or load_languagebind(_train_languagebind(preset, tokenizer, world, run, **options))
+    bound, _ = bound or load_languagebind(_train_languagebind(preset, tokenizer, world, run, device, progress))
     config = replace(preset.model, text=bound.config.text, language=language.config)
-    return _stages(assemble(config, bound, language, tokenizer), preset, world, run, **options)
+    model = assemble(config, bound, language, tokenizer)
+    joint = partial(stage2, images_first=preset.images_first)
+    for name, file, stage, training in (
+        ("stage1", "stage1.json", stage1, preset.stage1),
+        ("model", "stage2.json", joint, preset.stage2),
+    ):
+        train = partial(stage, model, load_records(world / file), training, device=device, progress=progress)
+        model = load_vllava(run.step(name, train, partial(save_vllava, model)))
+    return model
 
 
 def _part(parts: str | Path | None, name: str):
@@ -152,7 +161,7 @@ def _part(parts: str | Path | None, name: str):
     return {"language": load_language, "languagebind": load_languagebind}[name](Path(parts) / name)
 
 
-def _train_language(preset: Preset, world: Path, run: Run, start=None, **options) -> Path:
+def _train_language(preset: Preset, world: Path, run: Run, start, device, progress) -> Path:
     """Tokenizer and language model from text alone, or `start` (both of them) further; returns their folder."""
     path = run.folder / "language"
     if (path / "config.json").exists():
@@ -166,12 +175,12 @@ def _train_language(preset: Preset, world: Path, run: Run, start=None, **options
         model.language_model.load_state_dict(start[0].state_dict())
     return run.step(
         "language",
-        lambda state: pretrain_language(model, texts, preset.language, state, **options),
+        lambda state: pretrain_language(model, texts, preset.language, state, device, progress),
         lambda path: save_model(model.language_model, path, "language", tokenizer=tokenizer),
     )
 
 
-def _train_languagebind(preset: Preset, tokenizer, world: Path, run: Run, **options) -> Path:
+def _train_languagebind(preset: Preset, tokenizer, world: Path, run: Run, device, progress) -> Path:
     """Image and text encoder together, then the video encoder onto the frozen text encoder; returns their folder."""
     text = replace(preset.model.text, vocab_size=len(tokenizer))
     config = replace(preset.model, text=text)
@@ -184,7 +193,7 @@ def _train_languagebind(preset: Preset, tokenizer, world: Path, run: Run, **opti
         records = load_records(world / file)
         path = run.step(
             name,
-            partial(align, bound, records, tokenizer, config, recipe, **options),
+            partial(align, bound, records, tokenizer, config, recipe, device=device, progress=progress),
             partial(save_model, bound, kind="languagebind", tokenizer=tokenizer),
         )
         bound, _ = load_languagebind(path)
@@ -193,7 +202,7 @@ def _train_languagebind(preset: Preset, tokenizer, world: Path, run: Run, **opti
 
 def finetune(
     init: str | Path, files, media, training: TrainingConfig, epochs: float, folder: str | Path,
-    skip_broken: bool = False, **options,
+    skip_broken: bool = False, device: str | None = None, progress: bool = True,
 ) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
     """Stage 2 on your own records, from a finished checkpoint. Returns the model and the files left out.
 
@@ -209,14 +218,14 @@ def finetune(
     check_folder(media)
     records = load_records(files, media)
     Conversations(records, model.tokenizer, model.config, load=None)  # for its errors alone
-    records, skipped = check_media(records, skip_broken, options.get("progress", True))
+    records, skipped = check_media(records, skip_broken, progress)
     training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
     start = {"start": str(init), "weights": weights_fingerprint(model)}
     run = Run(folder, {"training": to_dict(training), **start, "data": data, "media": str(media)})
     path = run.step(
         "model",
-        lambda state: stage2(model, records, training, state, **options),
+        lambda state: stage2(model, records, training, state, device=device, progress=progress),
         lambda path: model.save_pretrained(path),
     )
     return load_vllava(path), skipped
@@ -280,15 +289,3 @@ def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: Lang
                 f"The {name} encoder or model that is there is not the preset's ({unlike}): choose the preset that the "
                 "parts were made with, parts of this preset (--init), or --from-scratch, which makes them."
             )
-
-
-def _stages(model: VideoLLaVA, preset: Preset, world: Path, run: Run, **options) -> VideoLLaVA:
-    joint = partial(stage2, pictures_first=preset.pictures_first)
-    for name, file, stage, recipe in (
-        ("stage1", "stage1.json", stage1, preset.stage1),
-        ("model", "stage2.json", joint, preset.stage2),
-    ):
-        records = load_records(world / file)
-        path = run.step(name, partial(stage, model, records, recipe, **options), partial(save_vllava, model))
-        model = load_vllava(path)
-    return model

@@ -2,23 +2,21 @@
 
 Stage 1, understanding: captions teach the shared projector; encoders and language model are frozen.
 Stage 2, instruction tuning: multi-turn conversations teach projector and language model.
-Both draw pictures and clips into the same batches: that is the paper's joint training. `pictures_first` lets stage 2
+Both draw images and clips into the same batches: that is the paper's joint training. `images_first` lets stage 2
 begin without clips. Batches are drawn at random; the original keeps records of text alone apart in stage 2, and groups
 each kind by length.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media, weights_fingerprint
-from minivllava.data.dataset import Conversations, collate, load_pixels, unique_files
+from minivllava.data.dataset import Conversations, Load, load_pixels, unique_files
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
@@ -27,51 +25,64 @@ from minivllava.training.loop import accelerator_for, shuffled_batches, train
 from minivllava.training.lora import lora
 
 
-def stage1(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options) -> list[dict]:
-    """Trains the projector on captions, with the template `config.stage1_template`. Returns the log."""
-    only(model, model.projector)
-    aspect = model.config.stage1_aspect
-    return _train(model, records, config, folder, "stage 1", model.config.stage1_template, aspect=aspect, **options)
-
-
-def stage2(model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, **options) -> list[dict]:
-    """Trains projector and language model on conversations; with `config.lora_rank`, adapters of the language
-    model, merged at the end. Returns the log.
-
-    pictures_first (an option): the share of the steps, from the first on, that take no record with a clip.
-    """
-    if not config.lora_rank:
-        only(model, model.projector, model.language_model)
-        return _train(model, records, config, folder, "stage 2", model.config.template, **options)
-    model.requires_grad_(False)
-    with lora(model.language_model, config):
-        model.projector.requires_grad_(True)
-        return _train(model, records, config, folder, "stage 2", model.config.template, **options)
-
-
-def _train(
-    model, records, config, folder, label, template, cached=True, load=None, aspect=None, cut=0, pictures_first=0.0,
-    **options,
+def stage1(
+    model: VideoLLaVA,
+    records,
+    config: TrainingConfig,
+    folder: str | Path,
+    cached: bool = True,
+    load: Load | None = None,
+    cut: int = 0,
+    device: str | None = None,
+    progress: bool = True,
 ) -> list[dict]:
-    pixels = load is None and not cached
-    if load is None and cached:  # the encoders compute features where the rest will learn
-        model.to(accelerator_for(config, options.get("device")).device)
-    load = load or visual_loader(model, records, cached, options.get("progress", True), aspect)
-    dataset = Conversations(records, model.tokenizer, model.config, load, template_name=template, cut=cut)
-    task = conversation_task(dataset, config)
-    if pictures_first:
-        plan = _pictures_first(dataset, config, round(pictures_first * config.steps), task.plan)
-        task = replace(task, plan=plan, data=f"{task.data}, {pictures_first:g} pictures first")
+    """Trains the projector on captions, with the template and the aspect of stage 1. Returns the log.
+
+    cached: the frozen encoders' features are computed once and kept; otherwise every batch decodes and encodes its
+    files. load: gives features or pixels in their place, as `visual_loader` does. cut: as `Conversations` takes it.
+    folder, device, progress: as `train` takes them.
+    """
+    load = load or _visuals(model, records, config, cached, model.config.stage1_aspect, device, progress)
+    dataset = Conversations(records, model.tokenizer, model.config, load, model.config.stage1_template, cut)
+    task = conversation_task(dataset, config, decodes=not cached)
+    only(model, model.projector)
     with _recomputing(model.language_model, config):
-        if not pixels:
-            return train(model, task, config, folder, label=label, **options)
-        with ThreadPoolExecutor() as threads:  # decoding takes long enough to be done side by side, and to begin early
+        return train(model, task, config, folder, "stage 1", device, progress)
 
-            def decoded(indices):
-                return collate(list(threads.map(dataset.__getitem__, indices)))
 
-            task = replace(task, ahead=True, collate=decoded)
-            return train(model, task, config, folder, label=label, **options)
+def stage2(
+    model: VideoLLaVA,
+    records,
+    config: TrainingConfig,
+    folder: str | Path,
+    images_first: float = 0.0,
+    cached: bool = True,
+    load: Load | None = None,
+    cut: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Trains projector and language model on conversations; with `config.lora_rank`, the projector and adapters of
+    the language model, merged at the end. Returns the log.
+
+    images_first: the share of the steps, from the first on, that take no record with a clip. The others as in `stage1`.
+    """
+    load = load or _visuals(model, records, config, cached, model.config.aspect, device, progress)
+    dataset = Conversations(records, model.tokenizer, model.config, load, cut=cut)
+    task = conversation_task(dataset, config, decodes=not cached)
+    if images_first:
+        plan = _images_first(dataset, config, round(images_first * config.steps), task.plan)
+        task = replace(task, plan=plan, data=f"{task.data}, {images_first:g} images first")
+    only(model, model.projector, model.language_model)
+    adapters = lora(model.language_model, config) if config.lora_rank else nullcontext()
+    with adapters, _recomputing(model.language_model, config):
+        return train(model, task, config, folder, "stage 2", device, progress)
+
+
+def _visuals(model: VideoLLaVA, records, config: TrainingConfig, cached, aspect, device, progress) -> Load:
+    if cached:  # the encoders compute features where the rest will learn
+        model.to(accelerator_for(config, device).device)
+    return visual_loader(model, records, cached, aspect, progress)
 
 
 def check_recomputation(language_model, config: TrainingConfig):
@@ -91,21 +102,25 @@ def _recomputing(language_model, config: TrainingConfig):
         language_model.recomputed_layers, language_model.recompute_elementwise = 0, False
 
 
-def _pictures_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
+def _images_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
     """A plan that takes no clips in its first `steps` steps. Raises DataError where every record has one."""
     still = [i for i, visuals in enumerate(dataset.visuals) if all(kind == "image" for _, kind in visuals)]
     if not still:
-        raise DataError("Every record has a clip, and stage 2 is to begin on pictures: set pictures_first to 0.")
+        raise DataError("Every record has a clip, and stage 2 is to begin on images: set images_first to 0.")
     first = shuffled_batches(len(still), config.batch_size, config.seed)
     return lambda step: np.array(still)[first(step)] if step < steps else mixed(step)
 
 
 def visual_loader(
-    model: VideoLLaVA, records, cached: bool = True, progress: bool = True, aspect: str | None = None
-) -> Callable[[str, str], Tensor]:
+    model: VideoLLaVA,
+    records,
+    cached: bool = True,
+    aspect: str | None = None,
+    progress: bool = True,
+) -> Load:
     """load(path, kind) for `Conversations`: features of the frozen encoders from the cache, or pixels.
 
-    aspect: of pictures, where it is not the config's. Made once for the records of several runs and given to the
+    aspect: of images, where it is not the config's. Made once for the records of several runs and given to the
     stages as `load`, it spares each a cache of its own.
     """
     config = replace(model.config, aspect=aspect or model.config.aspect)
@@ -126,7 +141,7 @@ def visual_loader(
 
 
 def features_fingerprint(model: VideoLLaVA, kind: str) -> str:
-    """What the features of pictures ("image") or clips ("video") follow from, but for the files."""
+    """What the features of images ("image") or clips ("video") follow from, but for the files."""
     config = model.config
     encoder = {"image": model.image_encoder, "video": model.video_encoder}[kind]
     words = [weights_fingerprint(encoder), config.select_layer, config.keep_cls_image, config.keep_cls_video]

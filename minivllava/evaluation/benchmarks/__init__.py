@@ -1,6 +1,6 @@
 """The real benchmarks by name: what their files hold, and the functions that ask and score. No torch.
 
-questions   ROOT -> the questions to a model, each with its picture or clip
+questions   ROOT -> the questions to a model, each with its image or clip
 truth       ROOT -> the file with the true answers, or None where only a server has them
 score       (questions file, answers file, problems, truth) -> {"n", "metrics", "intervals", "groups", ...}; where a
             judge can score it, also `judge`
@@ -33,7 +33,7 @@ class Benchmark:
     answer_field: str = "text"  # where a run writes the model's answer
     max_new_tokens: int = 128  # as the original's script for it
     llava_v1: bool = False  # the original asks about clips with "human" for "user" in the system sentence
-    centre_crop: bool = False  # pictures are not padded to a square first, as in the original's script for it
+    centre_crop: bool = False  # images are not padded to a square first, as in the original's script for it
     judge: str = ""  # "also": one can score it besides; "only": nothing else can
     spreadsheet: bool = False  # the submission is rows of one; else it is JSON
 
@@ -105,7 +105,7 @@ _ALL = (
         name="vizwiz",
         title="VizWiz",
         questions_format='val.json: [{"image", "answers": [{"answer"}, ...]}]',
-        answers_format='[{"image", "answer"}], or {"question_id" (the picture), "text"} a line',
+        answers_format='[{"image", "answer"}], or {"question_id" (the image), "text"} a line',
         questions=vqa.vizwiz_questions,
         truth=vqa.vizwiz_truth,
         score=vqa.vizwiz_score,
@@ -125,11 +125,11 @@ _ALL = (
     Benchmark(
         name="scienceqa-img",
         title="ScienceQA-IMG",
-        questions_format="as scienceqa; only questions with a picture count",
+        questions_format="as scienceqa; only questions with an image count",
         answers_format="as scienceqa",
-        questions=partial(science_qa.questions, pictures_only=True),
+        questions=partial(science_qa.questions, images_only=True),
         truth=science_qa.truth_file,
-        score=partial(science_qa.score, pictures_only=True),
+        score=partial(science_qa.score, images_only=True),
         max_new_tokens=1024,
         centre_crop=True,
     ),
@@ -137,7 +137,7 @@ _ALL = (
         name="textvqa",
         title="TextVQA",
         questions_format="TextVQA_0.5.1_val.json",
-        answers_format='{"question_id" (the picture), "prompt", "text"} a line, or {"question_id", "text"}',
+        answers_format='{"question_id" (the image), "prompt", "text"} a line, or {"question_id", "text"}',
         questions=vqa.textvqa_questions,
         truth=vqa.textvqa_truth,
         score=vqa.textvqa_score,

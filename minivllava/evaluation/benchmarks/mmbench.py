@@ -48,7 +48,7 @@ REFUSALS = (
 
 
 def questions(root: Path) -> list[Question]:
-    """Every row of the table, circular passes included, with its picture's bytes."""
+    """Every row of the table, circular passes included, with its image's bytes."""
     problems = Problems()
     rows = by_id(read_rows(truth_file(root), problems), problems)
     found = []
@@ -57,17 +57,17 @@ def questions(root: Path) -> list[Question]:
         hint = "" if is_missing(values.get("hint", "")) else values["hint"] + "\n"
         options = "".join(f"\n{letter}. {text}" for letter, text in options_of(row).items())
         prompt = f"{hint}{values.get('question', '')}{options}{LETTER}"
-        picture = values.get("image", "")
-        if len(picture) <= 64 and picture in rows:  # newer tables give a repeated picture's index in its place
-            picture = rows[picture].values.get("image", "")
+        image = values.get("image", "")
+        if len(image) <= 64 and image in rows:  # newer tables give a repeated image's index in its place
+            image = rows[image].values.get("image", "")
         try:
-            data = base64.b64decode(picture, validate=True)
+            data = base64.b64decode(image, validate=True)
         except binascii.Error:
             data = b""
         if data:
             found.append(Question(name, prompt, ("image", data), {"question_id": _number(name), "prompt": prompt}))
         else:
-            problems.add(f"{row.where}: the picture of {name} is no base64")
+            problems.add(f"{row.where}: the image of {name} is no base64")
     problems.check()
     return found
 

@@ -1,6 +1,6 @@
 """Open questions that only a judge can score: LLaVA-Bench (in the wild) and MM-Vet (the paper's Table 3).
 
-LLaVA-Bench: a judge (gpt-4-0314 in the paper) sees a description of the picture, GPT-4's answer and the model's, and
+LLaVA-Bench: a judge (gpt-4-0314 in the paper) sees a description of the image, GPT-4's answer and the model's, and
 gives each 1 to 10; the result is 100 x the model's mean over GPT-4's.
     ROOT/questions.jsonl {"question_id", "image", "text", "category"}   ROOT/images/
     ROOT/context.jsonl {"image", "caption": [...]}   ROOT/answers_gpt4.jsonl {"question_id", "text"}

@@ -1,7 +1,7 @@
 """POPE: does a model see objects that are not there? (the paper's Table 4)
 
     ROOT/coco/coco_pope_{random,popular,adversarial}.json   JSON lines {"question_id", "image", "text", "label"}
-    ROOT/val2014/                                           COCO's pictures
+    ROOT/val2014/                                           COCO's images
     ROOT/llava_pope_test.jsonl                              if there: LLaVA's questions, with "category"
 
 Answers: JSON lines with "question_id" and the reply in "text" (LLaVA) or "answer" (POPE); ids repeat in the three
@@ -100,7 +100,7 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
     """POPE's figures for each category, and their mean over the categories (the paper's tables give accuracy's).
 
     questions_file: a label file, the folder of all three, or llava_pope_test.jsonl, whose labels are then found in
-    `truth`, by default the folder coco beside it, by category, picture and question.
+    `truth`, by default the folder coco beside it, by category, image and question.
     """
     rows = read_rows(answers_file, problems)
     if questions_file.suffix == ".jsonl" and "label" not in read_rows(questions_file, Problems(True))[0].values:
@@ -146,7 +146,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _labelled(questions_file: Path, folder: Path, problems: Problems) -> dict[str, Row]:
-    """LLaVA's questions with their labels, found by category, picture and the first line of the question."""
+    """LLaVA's questions with their labels, found by category, image and the first line of the question."""
     known = {_content(row): row.values["label"] for row in labels(folder, problems).values()}
     found = {}
     for name, row in by_id(read_rows(questions_file, problems), problems).items():

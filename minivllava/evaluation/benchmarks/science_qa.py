@@ -1,4 +1,4 @@
-"""ScienceQA: multiple choice, with and without a picture; the paper reports those with one (SQA-I in Table 3).
+"""ScienceQA: multiple choice, with and without an image; the paper reports those with one (SQA-I in Table 3).
 
     ROOT/llava_test_CQM-A.json     [{"id", "image" (only some), "conversations": [question, "The answer is A."]}]
     ROOT/images/test/ID/image.png
@@ -32,8 +32,8 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
 
 
-def questions(root: Path, pictures_only: bool = False) -> list[Question]:
-    """LLaVA's question file; `pictures_only` leaves out what is asked without a picture."""
+def questions(root: Path, images_only: bool = False) -> list[Question]:
+    """LLaVA's question file; `images_only` leaves out what is asked without an image."""
     problems = Problems()
     file = need(root, "llava_test_CQM-A.json", "llava_test_*.json")
     folder = need(root, "images/test", "test", "images")
@@ -46,7 +46,7 @@ def questions(root: Path, pictures_only: bool = False) -> list[Question]:
             continue
         prompt = asked.replace("<image>", "").strip() + LETTER
         image = row.values.get("image")
-        if image or not pictures_only:
+        if image or not images_only:
             media = ("image", folder / image) if image else None
             shown = f"<image>\n{prompt}" if image else prompt
             found.append(Question(name, prompt, media, {"question_id": name, "prompt": shown}))
@@ -72,36 +72,36 @@ def letter(reply: str) -> str | None:
 
 def score(
     questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None,
-    pictures_only: bool = False,
+    images_only: bool = False,
 ) -> dict:  # fmt: skip
-    """Accuracy over all questions and over those with a picture ("IMG"); how many replies name no letter.
+    """Accuracy over all questions and over those with an image ("IMG"); how many replies name no letter.
 
     questions_file: problems.json (its test split, by pid_splits.json beside it, where that is there) or LLaVA's
-    questions. pictures_only: answers to the other questions are not needed, and not scored.
+    questions. images_only: answers to the other questions are not needed, and not scored.
     """
     truths = _truths(truth or questions_file, problems)
-    wanted = {name: row for name, row in truths.items() if row.values["picture"] or not pictures_only}
+    wanted = {name: row for name, row in truths.items() if row.values["image"] or not images_only}
     answers = by_id(read_rows(answers_file, problems), problems)
     rest = {name for name in answers if name in truths and name not in wanted}
     joined = join(wanted, {n: row for n, row in answers.items() if n not in rest}, problems, answers_file)
     said = {name: letter(text_of(row, problems) or "") if row else None for name, row in joined.items()}
     problems.check()
     hits = {name: said[name] == wanted[name].values["letter"] for name in joined}
-    pictured = [hit for name, hit in hits.items() if wanted[name].values["picture"]]
+    illustrated = [hit for name, hit in hits.items() if wanted[name].values["image"]]
     everything = list(hits.values())
-    kinds = {"IMG accuracy": pictured} if pictures_only else {"accuracy": everything, "IMG accuracy": pictured}
+    kinds = {"IMG accuracy": illustrated} if images_only else {"accuracy": everything, "IMG accuracy": illustrated}
     return {
         "n": len(hits),
         "metrics": {kind: percent(sum(of), len(of)) for kind, of in kinds.items()},
         "intervals": {kind: wilson(sum(of), len(of)) for kind, of in kinds.items()},
         "groups": {},
         "notes": [f"{sum(choice is None for choice in said.values()):,} replies name no letter and count as wrong."]
-        + ([f"{len(rest):,} answers are to questions without a picture and are not scored."] if rest else []),
+        + ([f"{len(rest):,} answers are to questions without an image and are not scored."] if rest else []),
     }
 
 
 def _truths(file: Path, problems: Problems) -> dict[str, Row]:
-    """Rows of "letter" and "picture" (bool) by problem id."""
+    """Rows of "letter" and "image" (bool) by problem id."""
     rows = by_id(read_rows(file, problems, keyed="id"), problems)
     if all("choices" in row.values for row in rows.values()):
         if (splits := find(file.parent, "pid_splits.json")) is not None:
@@ -119,7 +119,7 @@ def _truths(file: Path, problems: Problems) -> dict[str, Row]:
         if answer is None:
             problems.add(f"{row.where}: no true answer: 'choices' and 'answer', or LLaVA's 'The answer is X.'")
         else:
-            truths[name] = Row({"letter": answer, "picture": bool(row.values.get("image"))}, row.where)
+            truths[name] = Row({"letter": answer, "image": bool(row.values.get("image"))}, row.where)
     return truths
 
 

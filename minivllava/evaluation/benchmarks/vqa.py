@@ -102,7 +102,7 @@ def vqav2_questions(root: Path) -> list[Question]:
         return llava_questions(listed, need(root, "test2015", "images"))
     problems = Problems()
     file = need(root, "v2_OpenEnded_mscoco_*_questions.json", "llava_vqav2_mscoco_*.jsonl")
-    split = re.sub(r"test-dev", "test", file.stem.split("_")[-2])  # test-dev2015 asks about test2015's pictures
+    split = re.sub(r"test-dev", "test", file.stem.split("_")[-2])  # test-dev2015 asks about test2015's images
     folder = need(root, split, "images")
     found = []
     for name, row in by_id(read_rows(file, problems, field="questions"), problems).items():
@@ -184,7 +184,7 @@ def vizwiz_truth(root: Path) -> Path | None:
 
 
 def vizwiz_score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
-    """VizWiz's accuracy by VQA's rule, overall and by answer type; questions and answers are joined by picture.
+    """VizWiz's accuracy by VQA's rule, overall and by answer type; questions and answers are joined by image.
 
     questions_file: val.json, or LLaVA's questions (.jsonl) with val.json in `truth`. "as written": the human answers
     are left as they are, as in the challenge's own script, so that one with an article, a number word or
@@ -195,12 +195,12 @@ def vizwiz_score(questions_file: Path, answers_file: Path, problems: Problems, t
         rows = by_id(read_rows(questions_file, problems), problems, lambda row: _image(row, problems)).values()
         images = {str(row.values.get("question_id")): row.values.get("image") for row in rows}
 
-    def picture(row: Row) -> str | None:
+    def image(row: Row) -> str | None:
         name = _image(row, problems)
         return name if "image" in row.values else images.get(name, name)
 
-    annotated = by_id(read_rows(truth or questions_file, problems), problems, picture)
-    answers = by_id(read_rows(answers_file, problems), problems, picture)
+    annotated = by_id(read_rows(truth or questions_file, problems), problems, image)
+    answers = by_id(read_rows(answers_file, problems), problems, image)
     result = vqa_scores(annotated, answers, problems, answers_file, groups=("answer_type",))
     written = [
         leave_one_out(vqa_normalised(text_of(answers[name], problems) or ""), human_answers(row, problems))
@@ -222,18 +222,18 @@ def vizwiz_submission(answers: dict[str, str], images: dict[str, str]) -> list[d
 
 
 def textvqa_questions(root: Path) -> list[Question]:
-    """LLaVA's llava_textvqa_val_v051_ocr.jsonl, told apart by picture and question: its ids are those of pictures."""
+    """LLaVA's llava_textvqa_val_v051_ocr.jsonl, told apart by image and question: its ids are those of images."""
     file = need(root, "llava_textvqa_val_v051_ocr.jsonl", "llava_textvqa_*.jsonl")
     return llava_questions(file, need(root, "train_images", "images"), _numbered(_content))
 
 
 def _content(row: Row) -> str:
-    """Picture id and question of one of LLaVA's questions ("text") or answers ("prompt")."""
+    """Image id and question of one of LLaVA's questions ("text") or answers ("prompt")."""
     return f"{row.values.get('question_id')} {asked_in(str(row.values.get('prompt', row.values.get('text'))))}"
 
 
 def _numbered(key: Callable[[Row], str]) -> Callable[[Row], str]:
-    """A key of which the second of two equal ones ends in " (2)": some pictures have a question twice."""
+    """A key of which the second of two equal ones ends in " (2)": some images have a question twice."""
     seen: Counter = Counter()
 
     def numbered(row: Row) -> str:
@@ -263,7 +263,7 @@ def textvqa_score(questions_file: Path, answers_file: Path, problems: Problems, 
     """TextVQA's accuracy; both sides through the EvalAI processor (`evalai_normalised`), as in LLaVA's evaluator.
 
     questions_file: TextVQA_0.5.1_val.json (or LLaVA's questions, with it beside them or in `truth`). An answer with
-    a "prompt" is joined by picture id and question, since LLaVA's question_id is the picture's; one without by the
+    a "prompt" is joined by image id and question, since LLaVA's question_id is the image's; one without by the
     annotations' own question_id.
     """
     if truth is None and questions_file.suffix == ".jsonl":

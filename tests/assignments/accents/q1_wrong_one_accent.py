@@ -1,4 +1,4 @@
-# says: clips get the pictures' accent
+# says: clips get the images' accent
 class AccentProjector(nn.Module):
     def __init__(self, projector):
         super().__init__()
