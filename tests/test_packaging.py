@@ -228,8 +228,8 @@ def test_no_tracked_text_names_a_machine_path_or_a_package_registry() -> None:
 
 
 def package_map() -> list[str]:
-    """Files and folders of the README's map, relative to the package, in its order."""
-    section = readme().split("## The package, in reading order")[1].split("\n## ")[0]
+    """Files and folders of the package's own README, relative to the package, in its order."""
+    section = (ROOT / "minivllava" / "README.md").read_text(encoding="utf-8")
     listed, folder = [], ""
     for cell in re.findall(r"^\| (.+?) \|", section, re.MULTILINE):
         if heading := re.fullmatch(r"\*\*(.+)\*\*", cell):
@@ -238,7 +238,7 @@ def package_map() -> list[str]:
     return listed
 
 
-def test_the_readme_maps_every_module_in_reading_order():
+def test_the_packages_readme_maps_every_module_in_reading_order():
     """A module imports, when it is imported, only from those before it; `__init__` files gather what is theirs."""
     listed, package = package_map(), ROOT / "minivllava"
 
@@ -247,8 +247,8 @@ def test_the_readme_maps_every_module_in_reading_order():
         return next(names, None)
 
     files = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name != "__init__.py"]
-    assert not [file for file in files if place(file) is None], "these modules are not in the README's map"
-    assert not [name for name in listed if not (package / name).exists()], "the README's map has these in vain"
+    assert not [file for file in files if place(file) is None], "these modules are not in minivllava/README.md"
+    assert not [name for name in listed if not (package / name).exists()], "minivllava/README.md has these in vain"
     ahead = []
     for file in files:
         for node in ast.parse((package / file).read_text(encoding="utf-8")).body:
