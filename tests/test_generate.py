@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_vllava, write_records
+from tiny import tiny_config, tiny_vllava, training, write_records
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -18,6 +18,7 @@ from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaE
 from minivllava.models.generate import generate
 from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.training.recompute import recomputing
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +263,7 @@ def test_recomputed_layers_give_the_same_gradients(layers):
     x = torch.randn(2, 9, 32)
     calls = [0, 0]
     for number, layer in enumerate(model.layers):
-        layer.register_forward_pre_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
 
     def gradients():
         model.zero_grad()
@@ -271,13 +272,30 @@ def test_recomputed_layers_give_the_same_gradients(layers):
 
     usual = gradients()
     assert calls == [1, 1]
-    model.recomputed_layers = layers
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, usual[name], rtol=0, atol=0, msg=name)
-    assert calls == [3, 3 if layers > 1 else 2], "recomputed layers run once more, in the backward pass"
-    with torch.no_grad():
-        model(x)
-    assert calls == [4, 4 if layers > 1 else 3], "nothing is computed twice where no gradient is wanted"
+    with recomputing(model, training(recomputed_layers=layers)):
+        for name, gradient in gradients().items():
+            torch.testing.assert_close(gradient, usual[name], rtol=0, atol=0, msg=name)
+        assert calls == [3, 3 if layers > 1 else 2], "recomputed layers run once more, in the backward pass"
+        with torch.no_grad():
+            model(x)
+        assert calls == [4, 4 if layers > 1 else 3], "nothing is computed twice where no gradient is wanted"
+    calls[:] = 0, 0
+    gradients()
+    assert calls == [1, 1], "afterwards all is kept again"
+
+
+def test_recomputing_ends_with_an_error_too():
+    model = language_model()
+    before = [vars(layer).copy() for layer in model.layers]
+
+    def fails():
+        with recomputing(model, training(recomputed_layers=1, recompute_elementwise=True)):
+            model.layers = torch.nn.ModuleList(torch.nn.Sequential(layer) for layer in model.layers)  # as wrappers do
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    assert [vars(wrapper[0]) for wrapper in model.layers] == before
 
 
 def test_recomputing_what_is_elementwise_keeps_products_and_gradients():
@@ -285,16 +303,16 @@ def test_recomputing_what_is_elementwise_keeps_products_and_gradients():
     x = torch.randn(2, 9, 32, requires_grad=True)
 
     def run(layers: int, elementwise: bool) -> tuple[int, list[torch.Tensor]]:
-        model.recomputed_layers, model.recompute_elementwise = layers, elementwise
         model.zero_grad()
-        with FlopCounterMode(display=False) as counter:
+        recipe = training(recomputed_layers=layers, recompute_elementwise=elementwise)
+        with FlopCounterMode(display=False) as counter, recomputing(model, recipe):
             model.logits(model(x)).square().sum().backward()
         return counter.get_total_flops(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     (least, usual), (same, selective), (mixed, both), (most, _) = (
         run(0, False), run(0, True), run(1, True), run(2, False),
     )  # fmt: skip
-    assert least == same < mixed < most, "no product is computed twice, but in layers that are recomputed as a whole"
+    assert least == same < mixed < most, "only layers that are recomputed as a whole repeat products"
     for gradients in (selective, both):
         torch.testing.assert_close(gradients, usual, rtol=0, atol=0)
 

@@ -7,7 +7,7 @@ that the memory's bandwidth allows, since each step must read all of the decoder
 Both train in one dtype, weights, gradients and AdamW's moments alike. That does not hold for a real run, which keeps
 a float32 copy on several GPUs; it is the same for both. Activations that the device has no room for are computed again
 in the backward pass: of the peer those of all layers, since it knows all or none; of ours those of as few layers as
-fit, and elementwise ones (`LanguageModel.recompute_elementwise`).
+fit, and elementwise ones (`training/recompute.py`).
 """
 
 from collections.abc import Callable
@@ -34,13 +34,13 @@ from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product
 from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
 from minivllava.checkpoints.checkpoint import usable_device
 from minivllava.checkpoints.memory import require_memory
-from minivllava.config import ModelConfig
+from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.errors import ConfigError
 from minivllava.models.language import LanguageModel
-from minivllava.models.pretrained import recompute
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 from minivllava.training.language import only
+from minivllava.training.recompute import recompute_all, recomputing
 
 STATES = 4  # numbers for each weight in stage 2: itself, its gradient and AdamW's two moments
 TRAINING_BATCH = {1: 8, 2: 4}  # conversations in a step of each stage
@@ -165,19 +165,18 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     decoder = model.language_model
     model.train()
     peer.train()
-    recompute(peer)
-    decoder.recompute_elementwise = True
+    recompute_all(peer)
     runs = {name: partial(_step, contestant, x, optimizer) for name, contestant in (
         (OURS, Ours(model)), (THEIRS, Theirs(peer)),
     )}  # fmt: skip
-    decoder.recomputed_layers = _fewest_recomputed(decoder, partial(Ours(model).loss, x), runs[OURS], x.ids.device)
-    memory = {name: _peak_memory(run, x.ids.device) for name, run in runs.items()}
-    seconds = in_turns(runs, rounds, x.ids.device)
+    recomputed = _fewest_recomputed(decoder, partial(Ours(model).loss, x), runs[OURS], x.ids.device)
+    with recomputing(decoder, _recomputation(recomputed)):
+        memory = {name: _peak_memory(run, x.ids.device) for name, run in runs.items()}
+        seconds = in_turns(runs, rounds, x.ids.device)
     model.eval()
     peer.eval()
     row = {"cell": f"stage {stage}, step", "batch": batch, **ratios(seconds)}
-    row["recomputed layers"] = {OURS: decoder.recomputed_layers, THEIRS: len(decoder.layers)}
-    decoder.recomputed_layers, decoder.recompute_elementwise = 0, False
+    row["recomputed layers"] = {OURS: recomputed, THEIRS: len(decoder.layers)}
     work = batch * training_work(model.config, model.config.video.frames, WORDS, LEARNED, stage)
     row["tokens/s"] = {name: x.ids.numel() / median(times) for name, times in seconds.items()}
     row["MFU"] = {name: work / median(times) / peak for name, times in seconds.items()}
@@ -191,17 +190,22 @@ def _step(contestant: Ours | Theirs, x: Inputs, optimizer: torch.optim.Optimizer
     optimizer.zero_grad(set_to_none=True)
 
 
+def _recomputation(layers: int) -> TrainingConfig:
+    """A recipe in which the first layers, this many, keep nothing, and the others their products."""
+    return TrainingConfig(recomputed_layers=layers, recompute_elementwise=True)
+
+
 def _fewest_recomputed(decoder: LanguageModel, forward: Callable, step: Callable, device: torch.device) -> int:
     """How few layers may keep nothing: by what forward passes take with all of them and with some, since the peak of a
     whole step may lie where gradients are, and then by trying. Where memory cannot be told, all."""
     layers, some = len(decoder.layers), max(0, len(decoder.layers) - 4)
 
     def peak(recomputed: int) -> float | None:
-        decoder.recomputed_layers = recomputed
-        return _peak_memory(forward, device)
+        with recomputing(decoder, _recomputation(recomputed)):
+            return _peak_memory(forward, device)
 
-    decoder.recomputed_layers = layers
-    step()  # AdamW's moments are there from the first step on
+    with recomputing(decoder, _recomputation(layers)):
+        step()  # AdamW's moments are there from the first step on
     least = peak(layers)
     if least is None:
         return layers
@@ -209,9 +213,9 @@ def _fewest_recomputed(decoder: LanguageModel, forward: Callable, step: Callable
     room = FILLED * _total_memory(device) - least
     kept = min(layers, int(room / kept_layer)) if kept_layer > 0 and room > 0 else 0
     for recomputed in range(layers - kept, layers):
-        decoder.recomputed_layers = recomputed
         try:
-            step()
+            with recomputing(decoder, _recomputation(recomputed)):
+                step()
             return recomputed
         except torch.OutOfMemoryError:
             for parameter in decoder.parameters():

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from minivllava.config import LanguageConfig
 from minivllava.models.kv_cache import KVCache, LayerCache, release
@@ -111,32 +110,12 @@ def compiled_layer(one_token: bool) -> Callable:
     return torch.compile(DecoderLayer.forward, options={"coordinate_descent_tuning": True})
 
 
-# what costs most of a layer's time, by the names that PyTorch dispatches; everything else is elementwise
-PRODUCTS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-]
-
-
 class LanguageModel(nn.Module):
     """Embeddings (b, s, d) -> hidden states (b, s, d); `head` turns those into logits (b, s, v).
 
     Without a cache, attention is causal over the s positions, so right-padding needs no mask: no real token
     can see it. With a cache, a query at position p sees what its row has stored at positions 0 .. p.
-
-    Activation checkpointing, in training: what a layer does not keep, the backward pass computes again.
-    recomputed_layers: the first so many layers keep their input alone. 7B then trains in the memory of its weights,
-    gradients and optimiser, for a third more arithmetic. recompute_elementwise: the other layers keep the results of
-    their matrix products and of attention, but no norms, rotations and activations: a third of the memory, for little
-    of the time (selective recomputation, arXiv 2205.05198). Gradients stay the same.
     """
-
-    recomputed_layers = 0
-    recompute_elementwise = False
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -197,18 +176,11 @@ class LanguageModel(nn.Module):
             angles = rotary_angles(positions, head_width, self.config.rope_theta, self.config.rope_scaling)
             cos, sin = (values.to(embeddings.dtype) for values in angles)
         run = compiled_layer(one_token=length == 1) if compiled else DecoderLayer.__call__
-        learns = torch.is_grad_enabled() and cache is None
         x = rearrange(embeddings, "b s d -> (b s) d")  # to all but attention, each token is alone
-        for number, (layer, layer_cache) in enumerate(zip(self.layers, caches, strict=True)):
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
             if attention is not None:
                 attention.append(layer.attention.weights(layer.attention_norm(x), cos, sin))
-            if learns and number < self.recomputed_layers:
-                x = checkpoint(run, layer, x, cos, sin, use_reentrant=False)
-            elif learns and self.recompute_elementwise:
-                keep_products = functools.partial(create_selective_checkpoint_contexts, PRODUCTS)
-                x = checkpoint(run, layer, x, cos, sin, use_reentrant=False, context_fn=keep_products)
-            else:
-                x = run(layer, x, cos, sin, layer_cache)
+            x = run(layer, x, cos, sin, layer_cache)
         return rearrange(self.norm(x), "(b s) d -> b s d", s=length)
 
     def logits(self, hidden: Tensor) -> Tensor:

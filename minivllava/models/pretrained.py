@@ -78,24 +78,6 @@ class PretrainedLanguageModel(nn.Module):
             raise ConfigError(f"transformers cannot build the language model {kind!r}: {one_line(error)}") from error
 
     @property
-    def recomputed_layers(self) -> int:
-        """As in `LanguageModel`, but that transformers computes all layers again, or none."""
-        return self.inner.config.num_hidden_layers if _recomputes(self.model) else 0
-
-    @recomputed_layers.setter
-    def recomputed_layers(self, layers: int):
-        recompute(self.model, layers > 0)
-
-    @property
-    def recompute_elementwise(self) -> bool:
-        return False
-
-    @recompute_elementwise.setter
-    def recompute_elementwise(self, on: bool):
-        if on:
-            raise ConfigError("recompute_elementwise: only this package's own decoder can; use recomputed_layers.")
-
-    @property
     def inner(self) -> nn.Module:
         """The model below its head."""
         return self.model.base_model
@@ -209,24 +191,6 @@ def linear_layers(language_model: nn.Module) -> list[str]:
     head = getattr(language_model, "head", None) or language_model.model.get_output_embeddings()
     modules = language_model.named_modules()
     return [name for name, module in modules if isinstance(module, nn.Linear) and module is not head]
-
-
-def recompute(model: nn.Module, on: bool = True):
-    """Switches a model of `transformers` to activation checkpointing, or back."""
-    if on:
-        getattr(model, f"{_their_name(model)}_enable")({"use_reentrant": False})
-    else:
-        getattr(model, f"{_their_name(model)}_disable")()
-
-
-def _recomputes(model: nn.Module) -> bool:
-    return getattr(model, f"is_{_their_name(model)}")
-
-
-def _their_name(model: nn.Module) -> str:
-    """What transformers calls activation checkpointing: the first name is the newer one, 5.17 has only the second."""
-    newer = hasattr(model, "activation_checkpointing_enable")
-    return "activation_checkpointing" if newer else "gradient_checkpointing"
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:

@@ -22,8 +22,9 @@ from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
+from minivllava.training.recompute import check_recomputation
 from minivllava.training.run import Run
-from minivllava.training.stages import check_recomputation, stage1, stage2
+from minivllava.training.stages import stage1, stage2
 
 
 @dataclass(frozen=True)

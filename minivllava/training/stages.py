@@ -8,7 +8,7 @@ each kind by length.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from minivllava.overrides import to_dict
 from minivllava.training.language import conversation_task, only
 from minivllava.training.loop import accelerator_for, shuffled_batches, train
 from minivllava.training.lora import lora
+from minivllava.training.recompute import recomputing
 
 
 def stage1(
@@ -46,7 +47,7 @@ def stage1(
     dataset = Conversations(records, model.tokenizer, model.config, load, model.config.stage1_template, cut)
     task = conversation_task(dataset, config, decodes=not cached)
     only(model, model.projector)
-    with _recomputing(model.language_model, config):
+    with recomputing(model.language_model, config):
         return train(model, task, config, folder, "stage 1", device, progress)
 
 
@@ -75,7 +76,7 @@ def stage2(
         task = replace(task, plan=plan, data=f"{task.data}, {images_first:g} images first")
     only(model, model.projector, model.language_model)
     adapters = lora(model.language_model, config) if config.lora_rank else nullcontext()
-    with adapters, _recomputing(model.language_model, config):
+    with adapters, recomputing(model.language_model, config):
         return train(model, task, config, folder, "stage 2", device, progress)
 
 
@@ -83,23 +84,6 @@ def _visuals(model: VideoLLaVA, records, config: TrainingConfig, cached, aspect,
     if cached:  # the encoders compute features where the rest will learn
         model.to(accelerator_for(config, device).device)
     return visual_loader(model, records, cached, aspect, progress)
-
-
-def check_recomputation(language_model, config: TrainingConfig):
-    """Raises ConfigError where a language model cannot recompute its activations as the recipe asks for."""
-    with _recomputing(language_model, config):
-        pass
-
-
-@contextmanager
-def _recomputing(language_model, config: TrainingConfig):
-    """Activation checkpointing as the recipe asks for, in training alone."""
-    try:
-        language_model.recomputed_layers = config.recomputed_layers
-        language_model.recompute_elementwise = config.recompute_elementwise
-        yield
-    finally:
-        language_model.recomputed_layers, language_model.recompute_elementwise = 0, False
 
 
 def _images_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
