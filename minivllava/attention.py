@@ -73,7 +73,7 @@ def token_places(config: ModelConfig, kind: str, frames: int = 1) -> np.ndarray:
 def attention_patterns(model: VideoLLaVA, prompt: Prompt) -> np.ndarray:
     """The language model's whole attention, every position to every position: float32 (layer, k, s, s)."""
     patterns: list[Tensor] = []
-    model.language_model(model.embed(prompt.ids, [prompt.pixels]), attention=patterns)
+    model.language_model(model.embed(prompt.ids, [prompt.pixels]), on_attention=patterns.append)
     return torch.cat(patterns).float().cpu().numpy()
 
 
@@ -101,9 +101,13 @@ def visual_attention(model: VideoLLaVA, file: str | Path, question: str) -> tupl
     ConfigError where the model has no token for each patch.
     """
     prompt = read_prompt(model, file, question)
-    patterns = _LastRows()
-    model.language_model(model.embed(prompt.ids, [prompt.pixels]), attention=patterns)
-    weights = torch.stack(patterns).float().cpu().numpy()
+    rows: list[Tensor] = []
+
+    def keep_last_row(pattern: Tensor):
+        rows.append(pattern[0, :, -1].clone())  # (k, s); a view would keep the whole pattern, of every layer
+
+    model.language_model(model.embed(prompt.ids, [prompt.pixels]), on_attention=keep_last_row)
+    weights = torch.stack(rows).float().cpu().numpy()
     return prompt.frames, onto_patches(weights, prompt, model.config)
 
 
@@ -228,13 +232,6 @@ def overlap(weights: np.ndarray, place: np.ndarray) -> np.ndarray:
     positive = np.maximum(weights, 0)
     total = positive.sum((-3, -2, -1))
     return (positive * place).sum((-3, -2, -1)) / np.where(total > 0, total, 1)
-
-
-class _LastRows(list):
-    """Keeps of each layer's pattern (1, k, s, s) the last position's row, (k, s): memory stays small."""
-
-    def append(self, pattern: Tensor):
-        super().append(pattern[0, :, -1].clone())  # a view would keep all of it
 
 
 def _check_one_token_a_patch(config: ModelConfig, kind: str):

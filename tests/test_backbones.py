@@ -72,7 +72,7 @@ def test_conversations_of_different_lengths_are_continued_as_alone_and_as_transf
 def test_patterns_are_causal_and_sum_to_one(language):
     patterns = []
     embeddings = language.embed(torch.randint(3, 320, (1, 6)))
-    hidden = language(embeddings, attention=patterns)
+    hidden = language(embeddings, on_attention=patterns.append)
     assert len(patterns) == language.model.config.get_text_config().num_hidden_layers
     assert torch.allclose(patterns[0].sum(-1), torch.ones(1, 4, 6), atol=1e-5)
     assert torch.allclose(hidden, language(embeddings), atol=1e-4)

@@ -14,11 +14,13 @@ import minivllava.models.generate as generation
 import minivllava.models.kv_cache as kv_cache
 import minivllava.models.language as language
 from minivllava.chat import Conversation, chat_batch
+from minivllava.data.dataset import load_records
 from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaError
 from minivllava.models.generate import generate
 from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.recompute import recomputing
+from minivllava.training.stages import stage1
 
 
 @pytest.fixture(autouse=True)
@@ -179,16 +181,23 @@ def test_a_recording_is_made_anew_where_the_weights_lie_elsewhere(recorded):
     expected = without_cache(model, prompts[0, :4], (), 20)
     assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)[0] == expected
     assert recorded.made == 2 and model in kv_cache._kept
-    model.train()
-    assert model not in kv_cache._kept, "training needs the memory"
-    generate(model.eval(), prompts, LENGTHS, stop=(), max_new_tokens=20)
-    assert model in kv_cache._kept
-    torch.nn.ModuleList([model]).double()
-    assert model not in kv_cache._kept, "the weights lie elsewhere"
-    handle = model.float().norm.register_forward_hook(lambda *_: None)
+    model.half().float()
+    expected = without_cache(model, prompts[0, :4], (), 20)
+    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)[0] == expected
+    made = recorded.made
+    handle = model.norm.register_forward_hook(lambda *_: None)
     generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
-    assert recorded.made == 3, "a hook would not run in a replay"
+    assert recorded.made == made, "a hook would not run in a replay"
     handle.remove()
+
+
+def test_training_frees_the_cache_that_the_last_answer_left(recorded, tmp_path):
+    vllava, prompts = tiny_vllava(), batch()
+    generate(vllava.language_model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    assert vllava.language_model in kv_cache._kept
+    records = load_records(write_records(tmp_path))
+    stage1(vllava, records, training(steps=1), tmp_path / "run", device="cpu", progress=False)
+    assert vllava.language_model not in kv_cache._kept
 
 
 def test_one_cache_at_a_time_is_kept(recorded, monkeypatch):

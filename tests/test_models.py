@@ -114,7 +114,7 @@ def test_language_model_attention_equals_loops():
     expected = attention.output(rearrange(naive, "b k s e -> (b s) (k e)"))
     torch.testing.assert_close(attention(tokens, cos, sin), expected, **CLOSE)
     patterns: list = []
-    model(x, attention=patterns)
+    model(x, on_attention=patterns.append)
     assert [tuple(p.shape) for p in patterns] == [(2, 4, 6, 6)] * 2
     torch.testing.assert_close(patterns[0].sum(-1), torch.ones(2, 4, 6), **CLOSE)
     assert patterns[0].triu(1).abs().max() == 0

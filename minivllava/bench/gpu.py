@@ -36,6 +36,7 @@ from minivllava.checkpoints.checkpoint import usable_device
 from minivllava.checkpoints.memory import require_memory
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.errors import ConfigError
+from minivllava.models.kv_cache import release
 from minivllava.models.language import LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
@@ -163,6 +164,7 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=x.ids.is_cuda)
     decoder = model.language_model
+    release(model)  # training needs the memory of the cache that the last answer left
     model.train()
     peer.train()
     recompute_all(peer)

@@ -128,6 +128,10 @@ def keep(language_model: nn.Module, cache):
         _kept[language_model] = cache
 
 
-def release(language_model: nn.Module):
-    """Frees the memory of the cache that was kept."""
-    _kept.pop(language_model, None)
+def release(model: nn.Module):
+    """Frees the memory of the cache that was kept for a model or for one of its parts; training does so first.
+
+    Nothing else has to: a recording is replayed only while the weights lie where it reads them (see `decoding`).
+    """
+    for module in model.modules():
+        _kept.pop(module, None)

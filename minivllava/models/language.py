@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from minivllava.config import LanguageConfig
-from minivllava.models.kv_cache import KVCache, LayerCache, release
+from minivllava.models.kv_cache import KVCache, LayerCache
 from minivllava.models.layers import attention_weights
 from minivllava.models.rotary import rotary_angles, rotate
 
@@ -156,13 +156,14 @@ class LanguageModel(nn.Module):
         embeddings: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        attention: list[Tensor] | None = None,
+        on_attention: Callable[[Tensor], None] | None = None,
         compiled: bool = False,
     ) -> Tensor:
         """Hidden states after the last norm, (b, s, d).
 
-        positions (b, s) default to 0 .. s - 1. A list given as `attention` receives every layer's pattern,
-        (b, k, s, s). compiled: runs layers that torch.compile has made, one for all of the same shapes.
+        positions (b, s) default to 0 .. s - 1. cache: of earlier positions. on_attention receives each layer's
+        pattern, (b, k, s, s), from the first layer on, and is for passes without a cache. compiled: runs layers through
+        torch.compile; all that have the same shapes share what is compiled.
         """
         length = embeddings.shape[1]
         if cache is not None:
@@ -175,28 +176,19 @@ class LanguageModel(nn.Module):
             head_width = self.config.width // self.config.heads
             angles = rotary_angles(positions, head_width, self.config.rope_theta, self.config.rope_scaling)
             cos, sin = (values.to(embeddings.dtype) for values in angles)
-        run = compiled_layer(one_token=length == 1) if compiled else DecoderLayer.__call__
         x = rearrange(embeddings, "b s d -> (b s) d")  # to all but attention, each token is alone
-        for layer, layer_cache in zip(self.layers, caches, strict=True):
-            if attention is not None:
-                attention.append(layer.attention.weights(layer.attention_norm(x), cos, sin))
-            x = run(layer, x, cos, sin, layer_cache)
+        layers = self.layers
+        if compiled and on_attention is None:
+            layers = [functools.partial(compiled_layer(one_token=length == 1), layer) for layer in self.layers]
+        for layer, layer_cache in zip(layers, caches, strict=True):
+            if on_attention is not None:
+                on_attention(layer.attention.weights(layer.attention_norm(x), cos, sin))
+            x = layer(x, cos, sin, layer_cache)
         return rearrange(self.norm(x), "(b s) d -> b s d", s=length)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., v)."""
         return self.head(hidden)
-
-    def train(self, mode: bool = True) -> "LanguageModel":
-        """Training needs the memory of the cache that the last answer left."""
-        if mode:
-            release(self)
-        return super().train(mode)
-
-    def _apply(self, *arguments, **options) -> "LanguageModel":
-        """`to`, `half`, ... put the weights elsewhere: the cache that the last answer left stays no longer."""
-        release(self)
-        return super()._apply(*arguments, **options)
 
     def new_cache(self, batch: int, size: int, like: Tensor) -> KVCache:
         """An empty cache of `batch` rows and positions 0 .. size - 1, of the dtype and on the device of `like`."""

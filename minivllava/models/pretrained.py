@@ -104,13 +104,14 @@ class PretrainedLanguageModel(nn.Module):
         embeddings: Tensor,
         positions: Tensor | None = None,
         cache: RowCache | None = None,
-        attention: list[Tensor] | None = None,
+        on_attention: Callable[[Tensor], None] | None = None,
         compiled: bool = False,
     ) -> Tensor:
         """Hidden states after the last norm, (b, s, d).
 
-        positions (b, s) default to 0 .. s - 1. A list given as `attention` receives every layer's pattern,
-        (b, k, s, s), the model then computing it in the open ("eager"). Raises ConfigError for `compiled`.
+        positions (b, s) default to 0 .. s - 1. on_attention receives each layer's pattern, (b, k, s, s),
+        from the first layer on; the model then computes attention step by step ("eager"). Raises ConfigError for
+        `compiled`, and for models whose patterns cannot be looked at.
         """
         if compiled:
             raise ConfigError("compiled: only this package's own decoder can be; leave it out for another one.")
@@ -123,7 +124,7 @@ class PretrainedLanguageModel(nn.Module):
             cache.positions = positions
             cache.used = max(cache.used, int(positions.max()) + 1)
             options |= {"past_key_values": cache, "attention_mask": self._masks(cache, embeddings)}
-        if attention is None:
+        if on_attention is None:
             return self.inner(**options).last_hidden_state
         usual = self.inner.config._attn_implementation
         self.model.set_attn_implementation("eager")
@@ -134,7 +135,7 @@ class PretrainedLanguageModel(nn.Module):
         if any(pattern.triu(1).any() for pattern in output.attentions):
             raise ConfigError(f"The patterns of a {self.config.model['model_type']!r} model cannot be looked at.")
         for pattern in output.attentions:
-            attention.append(pattern)
+            on_attention(pattern)
         return output.last_hidden_state
 
     def _masks(self, cache: RowCache, like: Tensor) -> Tensor | dict[str, Tensor]:

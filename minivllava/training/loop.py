@@ -25,6 +25,7 @@ from torch import nn
 
 from minivllava.config import Preset, TrainingConfig
 from minivllava.errors import ConfigError, DivergedError
+from minivllava.models.kv_cache import release
 from minivllava.models.vllava import Loss
 from minivllava.training.state import State, Window
 
@@ -135,6 +136,7 @@ def train(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fused = True if accelerator.device.type == "cuda" else None  # one kernel for all weights
     optimizer = torch.optim.AdamW(_groups(parameters, config), lr=config.learning_rate, betas=config.betas, fused=fused)
+    release(model)  # training needs the memory of the cache that the last answer left
     model.train()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     parameters = {n: p for n, p in accelerator.unwrap_model(wrapped).named_parameters() if p.requires_grad}
