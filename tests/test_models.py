@@ -107,7 +107,7 @@ def test_language_model_attention_equals_loops():
     attention, x = model.layers[0].attention, torch.randn(2, 6, 32)
     cos, sin = rotary_angles(torch.arange(6)[None], 8, model.config.rope_theta)
     tokens = rearrange(x, "b s d -> (b s) d")
-    query, key, value = attention.split(tokens, cos, sin)
+    query, key, value = attention.queries_keys_values(tokens, cos, sin)
     key, value = (repeat(y, "b k s e -> b (k group) s e", group=2) for y in (key, value))
     naive = loops(query, key, value, True)
     torch.testing.assert_close(attention.weights(tokens, cos, sin) @ value, naive, **CLOSE)

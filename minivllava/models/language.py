@@ -25,9 +25,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda:  # one kernel there; on a CPU it is made of more operations than the lines below
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = torch.addcmul(norm.new_tensor(self.eps), norm, norm, value=1 / x.shape[-1]).rsqrt()
-        return (x * scale).to(x.dtype) * self.weight
+        # x * rsqrt(mean(x^2) + eps) * weight, in fewer operations: the mean of squares is the length squared, over d
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse_root = torch.addcmul(length.new_tensor(self.eps), length, length, value=1 / x.shape[-1]).rsqrt()
+        return (x * inverse_root).to(x.dtype) * self.weight
 
 
 class CausalAttention(nn.Module):
@@ -45,17 +46,16 @@ class CausalAttention(nn.Module):
         self.value = nn.Linear(config.width, config.kv_heads * head_width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys, values: (b, k, s, e) each, k = kv_heads for the last two."""
-        heads = self.heads + self.kv_heads
-        joint = torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
-        joint = rearrange(joint, "(b s) (k e) -> b k s e", s=cos.shape[2], k=heads + self.kv_heads)
-        turned, value = joint.split([heads, self.kv_heads], dim=1)
-        query, key = rotate(turned, cos, sin).split([self.heads, self.kv_heads], dim=1)
-        return query, key, value
+        split, length = "(b s) (k e) -> b k s e", cos.shape[2]
+        query = rearrange(self.query(x), split, s=length, k=self.heads)
+        key = rearrange(self.key(x), split, s=length, k=self.kv_heads)
+        value = rearrange(self.value(x), split, s=length, k=self.kv_heads)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
-        query, key, value = self.split(x, cos, sin)
+        query, key, value = self.queries_keys_values(x, cos, sin)
         mask, causal = None, True
         if cache is not None:
             key, value = cache.update(key, value)
@@ -67,7 +67,7 @@ class CausalAttention(nn.Module):
 
     def weights(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The attention pattern, for looking inside. ((b s), d) -> (b, k, s, s); rows sum to 1."""
-        query, key, _ = self.split(x, cos, sin)
+        query, key, _ = self.queries_keys_values(x, cos, sin)
         key = repeat(key, "b k s e -> b (k group) s e", group=self.heads // self.kv_heads)
         return attention_weights(query, key, causal=True)
 
