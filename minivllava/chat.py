@@ -19,7 +19,7 @@ from minivllava.data.dataset import load_pixels
 from minivllava.data.media import media_kind
 from minivllava.data.tokenizer import pad_rows
 from minivllava.errors import CheckpointError, ConfigError, DataError
-from minivllava.models.generate import generate
+from minivllava.models.generate import Sampling, generate
 from minivllava.models.vllava import VideoLLaVA
 
 File = str | Path
@@ -33,22 +33,28 @@ def chat(
     history: Sequence[tuple[str, str]] = (),
     frames: int | None = None,
     on_text: Callable[[str], None] | None = None,
-    **sampling,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    compiled: bool = False,
 ) -> str:
     """The model's answer to a question about images and clips.
 
     images, videos: paths, or one path. Where no turn names them by <image> and <video>, they stand before the first
     question, clips first, as the original does. history: earlier (question, answer) pairs of the same
     conversation. frames: how many of a clip the model sees (default: the config's 8). on_text receives the
-    answer piece by piece. sampling: `temperature` (0: greedy), `top_p`, `max_new_tokens`, `generator`, `compiled`.
+    answer piece by piece. max_new_tokens, temperature (0: greedy), top_p, generator: as in `Sampling`. compiled:
+    torch.compile, for long answers and many of them.
 
     Raises MediaError for a file that cannot be read, DataError when placeholders and files disagree,
     ContextLengthError when all of it is too long or leaves no room for an answer, CheckpointError for a
-    model without a tokenizer.
+    model without a tokenizer, ConfigError for impossible numbers.
     """
+    sampling = Sampling(max_new_tokens, temperature, top_p, generator)
     ids, visuals = _encode(model, question, images, videos, history, frames)
     streamer = Streamer(model, on_text)
-    (answer,) = answer_prompts(model, [ids], [visuals], on_token=streamer, **sampling)
+    (answer,) = answer_prompts(model, [ids], [visuals], sampling, streamer, compiled)
     streamer.finish()
     return answer
 
@@ -60,7 +66,8 @@ def chat_batch(
     videos: Sequence[Sequence[File]] | None = None,
     histories: Sequence[Sequence[tuple[str, str]]] | None = None,
     frames: int | None = None,
-    **sampling,
+    sampling: Sampling = Sampling(),
+    compiled: bool = False,
 ) -> list[str]:
     """The answers to several conversations' questions, computed at once; greedy ones are those of `chat`.
 
@@ -73,7 +80,8 @@ def chat_batch(
             raise ConfigError(f"{name}: {len(rows)} for {len(questions)} questions; give a sequence for each, or none.")
     columns = [rows if rows is not None else [()] * len(questions) for rows in given.values()]
     encoded = [_encode(model, *row, frames) for row in zip(questions, *columns, strict=True)]
-    return answer_prompts(model, [ids for ids, _ in encoded], [visuals for _, visuals in encoded], **sampling)
+    prompts, visuals = [ids for ids, _ in encoded], [visuals for _, visuals in encoded]
+    return answer_prompts(model, prompts, visuals, sampling, compiled=compiled)
 
 
 def by_kind(files: Iterable[File]) -> tuple[list, list]:
@@ -144,19 +152,19 @@ def answer_prompts(
     model: VideoLLaVA,
     prompts: Sequence[Sequence[int]],
     visuals: Sequence[Sequence[Tensor]],
-    max_new_tokens: int = 128,
-    **options,
+    sampling: Sampling = Sampling(),
+    on_token: Callable[[list[int]], None] | None = None,
+    compiled: bool = False,
 ) -> list[str]:
-    """Answers a batch of encoded prompts of any lengths, each with its visuals. See `generate` for options."""
+    """Answers a batch of encoded prompts of any lengths, each with its visuals. on_token, compiled: see `generate`."""
     if not prompts:
         return []
     ids = pad_rows([list(prompt) for prompt in prompts], 0).to(model.device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     embeddings = model.embed(ids, [v.to(model.device) for row in visuals for v in row])
     answers = generate(
-        model.language_model, embeddings, lengths, stop=model.stop_tokens,
-        max_new_tokens=max_new_tokens, **options,
-    )  # fmt: skip
+        model.language_model, embeddings, lengths, model.stop_tokens, sampling, on_token, compiled=compiled
+    )
     return [model.tokenizer.decode(answer).strip() for answer in answers]
 
 
@@ -176,11 +184,13 @@ class Conversation:
     encoded once. The answers are those that `chat` gives for the same history. What fails, or is interrupted,
     leaves the conversation as it was before.
 
-    frames, sampling: as `chat` takes them, for all turns.
+    frames, compiled: as `chat` takes them, for all turns; sampling: for turns that bring none of their own.
     """
 
-    def __init__(self, model: VideoLLaVA, frames: int | None = None, **sampling):
-        self.model, self.sampling = model, sampling
+    def __init__(
+        self, model: VideoLLaVA, frames: int | None = None, sampling: Sampling = Sampling(), compiled: bool = False
+    ):
+        self.model, self.sampling, self.compiled = model, sampling, compiled
         self.frames = model.config.video.frames if frames is None else frames
         self._numbers = count(1)
         self.reset()
@@ -194,7 +204,7 @@ class Conversation:
 
     def ask(
         self, question: str, images: Sequence[File] = (), videos: Sequence[File] = (),
-        on_text: Callable[[str], None] | None = None, **sampling,
+        on_text: Callable[[str], None] | None = None, sampling: Sampling | None = None,
     ) -> str:  # fmt: skip
         """The answer to the next question, about files shown now or before.
 
@@ -206,7 +216,7 @@ class Conversation:
         seen = self._seen + self._see(question, images, videos)
         ids = _ids(self.model, _turns(self.history, question), self.frames, [s.path for s in seen])
         streamer = Streamer(self.model, on_text)
-        made = self._continue(ids, seen, on_token=streamer, **(self.sampling | sampling))
+        made = self._continue(ids, seen, sampling or self.sampling, streamer)
         streamer.finish()
         answer = self.model.tokenizer.decode(made).strip()
         self.history.append((question, answer))
@@ -225,25 +235,25 @@ class Conversation:
         return found
 
     @torch.inference_mode()
-    def _continue(self, ids: list[int], seen: list[_Seen], max_new_tokens: int = 128, **options) -> list[int]:
+    def _continue(self, ids: list[int], seen: list[_Seen], sampling: Sampling, on_token: Callable) -> list[int]:
         """The new tokens after a prompt, of which only what differs from what the cache holds is read."""
         language_model, device = self.model.language_model, self.model.device
         counts = [self.model.config.visual_tokens(s.kind, self.frames) for s in seen]
         marks = (VISUAL - s.number for s, tokens in zip(seen, counts, strict=True) for _ in range(tokens))
         keys = [next(marks) if token == VISUAL else token for token in ids]
-        needed = min(len(ids) + max_new_tokens, language_model.config.context)
+        needed = min(len(ids) + sampling.max_new_tokens, language_model.config.context)
         enough = self._cache is not None and self._cache.size >= needed
-        known = _shared(keys, self._read) if enough else 0
-        new = set(keys[known:])
+        cached_tokens = _shared(keys, self._read) if enough else 0
+        new = set(keys[cached_tokens:])
         features = [s.features for s in seen if VISUAL - s.number in new]
-        embeddings = self.model.embed(torch.tensor([ids[known:]], device=device), features)
+        embeddings = self.model.embed(torch.tensor([ids[cached_tokens:]], device=device), features)
         if not enough:  # twice what is needed, for the turns that follow
             self._cache = language_model.new_cache(1, min(2 * needed, language_model.config.context), like=embeddings)
-        self._read = keys[:known]  # from here on overwritten
-        lengths = torch.tensor([len(ids) - known], device=device)
+        self._read = keys[:cached_tokens]  # from here on overwritten
+        lengths = torch.tensor([len(ids) - cached_tokens], device=device)
         (made,) = generate(
-            language_model, embeddings, lengths, stop=self.model.stop_tokens, max_new_tokens=max_new_tokens,
-            cache=self._cache, known=known, **options,
+            language_model, embeddings, lengths, self.model.stop_tokens, sampling, on_token,
+            self._cache, cached_tokens, self.compiled,
         )  # fmt: skip
         self._read = keys + made[:-1]  # the last token may not have been read
         return made

@@ -26,7 +26,7 @@ from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.dataset import load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.generate import generate
+from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 from minivllava.models.tower import VisionTower
@@ -55,9 +55,9 @@ def test_logits_are_those_of_transformers(language):
 def test_conversations_of_different_lengths_are_continued_as_alone_and_as_transformers_does(language):
     ids, lengths = torch.randint(3, 320, (3, 9)), torch.tensor([9, 3, 6])
     embeddings = language.embed(ids)
-    together = generate(language, embeddings, lengths, stop=(2,), max_new_tokens=8)
+    together = generate(language, embeddings, lengths, stop=(2,), sampling=Sampling(8))
     for row, length in enumerate(lengths.tolist()):
-        alone = generate(language, embeddings[row : row + 1, :length], lengths[row : row + 1], (2,), 8)
+        alone = generate(language, embeddings[row : row + 1, :length], lengths[row : row + 1], (2,), Sampling(8))
         theirs = language.model.generate(
             ids[row : row + 1, :length],
             attention_mask=torch.ones(1, length, dtype=torch.long),
@@ -411,7 +411,7 @@ def test_rounded_weights_give_nearly_the_same_logits(kind, most, tmp_path):
     assert 0 < error < most
     assert torch.equal(whole.language_model.head.weight, rounded.language_model.head.weight)
     prompts = [[1, 30, 31], [1, 40]]
-    assert [len(a) for a in answer_prompts(rounded, prompts, [[], []], 4)], "it answers batches"
+    assert [len(a) for a in answer_prompts(rounded, prompts, [[], []], Sampling(4))], "it answers batches"
     with pytest.raises(CheckpointError, match=f"rounded to {kind}"):
         rounded.save_pretrained(tmp_path / "again")
 
@@ -441,7 +441,7 @@ def test_quantisation_that_is_not_there_says_what_to_install(tmp_path, monkeypat
 
 def test_a_conversation_goes_on_from_its_cache(model, tmp_path):
     write_records(tmp_path)
-    conversation = Conversation(model, max_new_tokens=3)
+    conversation = Conversation(model, sampling=Sampling(3))
     first = conversation.ask("What colour?", [tmp_path / "red.png"])
     second = conversation.ask("And <video> here?", videos=[tmp_path / "blue.mp4"])
     told = [("<image>\nWhat colour?", first)]

@@ -21,6 +21,7 @@ from minivllava.data.conversation import (
 from minivllava.data.dataset import Conversations, collate, load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError
+from minivllava.models.generate import Sampling
 
 TOKENIZER = tiny_tokenizer()
 SYSTEM = (
@@ -69,9 +70,7 @@ def learned(ids: list[int], labels: list[int]) -> list[str]:
 
 def test_v1_learns_answers_and_the_ends_of_turns():
     ids, labels = encode("v1", "<image>\nWhat colour?", "red", "How many?", "two", visual_tokens=[4])
-    assert shown(ids) == (
-        f"<s>{SYSTEM}USER: <4>\nWhat colour? ASSISTANT: red</s>USER: How many? ASSISTANT: two</s>"
-    )
+    assert shown(ids) == (f"<s>{SYSTEM}USER: <4>\nWhat colour? ASSISTANT: red</s>USER: How many? ASSISTANT: two</s>")
     assert learned(ids, labels) == [" red</s>", " two</s>"]
     assert ids.count(TOKENIZER.eos) == 2 and ids.count(TOKENIZER.bos) == 1
 
@@ -84,9 +83,7 @@ def test_short_is_v1_without_the_system_sentence():
 
 def test_llava_v1_speaks_of_a_human():
     ids, _ = encode("llava_v1", "Hi", "Hello")
-    assert shown(ids).startswith(
-        "<s>A chat between a curious human and an artificial intelligence assistant."
-    )
+    assert shown(ids).startswith("<s>A chat between a curious human and an artificial intelligence assistant.")
     assert "to the human's questions. USER: Hi ASSISTANT: Hello</s>" in shown(ids)
 
 
@@ -118,10 +115,7 @@ def test_several_visuals_in_any_order():
         "no",
         visual_tokens=[8, 4, 6, 2],
     )
-    assert (
-        shown(ids)
-        == "<s>USER: <12>\nCompare <6> with it. ASSISTANT: same</s>USER: And <2>? ASSISTANT: no</s>"
-    )
+    assert shown(ids) == "<s>USER: <12>\nCompare <6> with it. ASSISTANT: same</s>USER: And <2>? ASSISTANT: no</s>"
     assert learned(ids, labels) == [" same</s>", " no</s>"]
     assert placeholders("<video> a <image><image> <vide> b<video>") == ["video", "image", "image", "video"]
 
@@ -160,9 +154,7 @@ def test_turns_that_do_not_alternate(speakers):
 def test_too_long_for_the_context():
     ids, _ = encode("short", "<video>\nWhat?", "this", visual_tokens=[64])
     assert encode("short", "<video>\nWhat?", "this", visual_tokens=[64], context=len(ids))[0] == ids
-    with pytest.raises(
-        ContextLengthError, match=f"record 7 takes {len(ids)} tokens, 64 of them visual.*fewer frames"
-    ):
+    with pytest.raises(ContextLengthError, match=f"record 7 takes {len(ids)} tokens, 64 of them visual.*fewer frames"):
         encode("short", "<video>\nWhat?", "this", visual_tokens=[64], context=len(ids) - 1, where="record 7")
 
 
@@ -184,9 +176,7 @@ def test_records_keep_visuals_in_the_order_of_their_placeholders(tmp_path):
         "video": "c.mp4",
         "conversations": turns("<image><video> x <image>", "y"),
     }
-    lines = "\n".join(
-        json.dumps(r, ensure_ascii=False) for r in (GOOD, {"conversations": turns("a\u2028b", "c")})
-    )
+    lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in (GOOD, {"conversations": turns("a\u2028b", "c")}))
     (tmp_path / "b.jsonl").write_text(lines + "\n\n", encoding="utf-8")
     rows = load_records([record_file(tmp_path, mixed), tmp_path / "b.jsonl"], tmp_path / "media")
     assert [row["visuals"] for row in rows] == [
@@ -254,9 +244,7 @@ def test_collate_pads_on_the_right_and_mixes_modalities(tmp_path):
     text = {"conversations": turns("Hi", "Hello")}
     records = load_records(record_file(tmp_path, GOOD, clip, text))
     config = tiny_config(len(TOKENIZER))
-    data = Conversations(
-        records, TOKENIZER, config, lambda path, kind: torch.full((1, 16), float(kind == "video"))
-    )
+    data = Conversations(records, TOKENIZER, config, lambda path, kind: torch.full((1, 16), float(kind == "video")))
     batch = collate([data[0], data[1], data[2]])
     assert batch.input_ids.dtype == torch.int64 and batch.input_ids.shape == batch.labels.shape
     counts = (batch.input_ids == VISUAL).sum(1)
@@ -324,5 +312,5 @@ def test_prompts_of_different_lengths_are_answered_together():
     model = tiny_vllava()
     model.tokenizer.eos = -1  # never stop
     prompts = [encode("short", text)[0] for text in ("Hi", "What colour is the square?")]
-    together = answer_prompts(model, prompts, [[], []], max_new_tokens=5)
-    assert together == [answer_prompts(model, [prompt], [[]], max_new_tokens=5)[0] for prompt in prompts]
+    together = answer_prompts(model, prompts, [[], []], sampling=Sampling(5))
+    assert together == [answer_prompts(model, [prompt], [[]], sampling=Sampling(5))[0] for prompt in prompts]

@@ -16,7 +16,7 @@ import minivllava.models.language as language
 from minivllava.chat import Conversation, chat_batch
 from minivllava.data.dataset import load_records
 from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaError
-from minivllava.models.generate import generate
+from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.recompute import recomputing
@@ -62,9 +62,9 @@ def batch(width: int = 32) -> torch.Tensor:
 def test_cached_answers_are_the_uncached_ones(kv_heads):
     """Greedy, short and long prompts in one batch, grouped-query attention, rows that stop at different times."""
     model, prompts = language_model(kv_heads=kv_heads), batch()
-    free = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    free = generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
     stop = {free[0][3], free[1][11], free[2][7]}
-    answers = generate(model, prompts, LENGTHS, stop=stop, max_new_tokens=20)
+    answers = generate(model, prompts, LENGTHS, stop=stop, sampling=Sampling(20))
     assert len({len(answer) for answer in answers}) > 2, "rows stop at different times"
     for prompt, length, answer, whole in zip(prompts, LENGTHS, answers, free, strict=True):
         assert answer == without_cache(model, prompt[:length], stop, 20)
@@ -74,21 +74,21 @@ def test_cached_answers_are_the_uncached_ones(kv_heads):
 def test_a_row_answers_as_it_would_alone():
     """Up to the end of the context too: a long prompt beside it costs a short one no token."""
     model, prompts = language_model(context=64), batch()
-    answers = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=1000)
+    answers = generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(1000))
     assert [len(answer) for answer in answers] == [60, 4, 31, 63]
     for row, length in enumerate(LENGTHS):
-        alone = generate(model, prompts[row : row + 1, :length], LENGTHS[row : row + 1], (), 1000)
+        alone = generate(model, prompts[row : row + 1, :length], LENGTHS[row : row + 1], (), Sampling(1000))
         assert alone == [answers[row]]
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 8])
 def test_every_token_streams_whoever_looks_ahead(monkeypatch, ahead):
     model, prompts = language_model(), batch()
-    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    expected = generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
     stop = {expected[0][3], expected[1][11]}
     monkeypatch.setitem(generation.AHEAD, "cpu", ahead)
     seen: list[list[int]] = []
-    answers = generate(model, prompts, LENGTHS, stop=stop, max_new_tokens=20, on_token=seen.append)
+    answers = generate(model, prompts, LENGTHS, stop=stop, sampling=Sampling(20), on_token=seen.append)
     cut = [next((i for i, token in enumerate(row) if token in stop), 20) for row in expected]
     assert answers == [row[:length] for row, length in zip(expected, cut, strict=True)]
     for column, answer in zip(zip(*seen, strict=True), answers, strict=True):
@@ -99,7 +99,7 @@ def test_every_token_streams_whoever_looks_ahead(monkeypatch, ahead):
 def test_fixed_shapes_give_the_same_answers(monkeypatch):
     """What a GPU records and torch.compile compiles: every step reads the whole cache."""
     model, prompts = language_model(), batch()
-    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=30)
+    expected = generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(30))
     shapes = set()
 
     def layer(self, x, cos, sin, cache):
@@ -107,7 +107,7 @@ def test_fixed_shapes_give_the_same_answers(monkeypatch):
         return DecoderLayer.__call__(self, x, cos, sin, cache)
 
     monkeypatch.setattr(language, "compiled_layer", lambda one_token: layer if one_token else DecoderLayer.__call__)
-    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=30, compiled=True) == expected
+    assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(30), compiled=True) == expected
     assert len(shapes) == 1, "all steps and layers have one shape"
 
 
@@ -124,8 +124,8 @@ def test_one_compiled_layer_serves_all(monkeypatch):
     compilations = []
     for shorter in (0, 1, 13):
         lengths, given = (LENGTHS - shorter).clamp(min=1), prompts[:, : 60 - shorter].contiguous()
-        expected = generate(model, given, lengths, stop=(), max_new_tokens=12)
-        assert generate(model, given, lengths, stop=(), max_new_tokens=12, compiled=True) == expected
+        expected = generate(model, given, lengths, stop=(), sampling=Sampling(12))
+        assert generate(model, given, lengths, stop=(), sampling=Sampling(12), compiled=True) == expected
         compilations.append((steps.frame_count, prompts_of.frame_count))
     assert compilations[0][0] == 1 and len(set(compilations)) == 1, "later prompts of any length need no more"
 
@@ -158,42 +158,42 @@ def test_recorded_steps_serve_later_answers(recorded, monkeypatch):
     asked = [(prompts, LENGTHS), (prompts.flip(0), LENGTHS.flip(0)), (prompts[:, :33], LENGTHS.clamp(max=33))]
     with monkeypatch.context() as plain:
         plain.setattr(decoding, "RECORDED", set())
-        expected = [generate(model, *given, stop=(), max_new_tokens=40) for given in asked]
-    assert [generate(model, *given, stop=(), max_new_tokens=40) for given in asked] == expected
+        expected = [generate(model, *given, stop=(), sampling=Sampling(40)) for given in asked]
+    assert [generate(model, *given, stop=(), sampling=Sampling(40)) for given in asked] == expected
     assert recorded.made == 1, "as many rows, and room enough"
-    generate(model, prompts[:2], LENGTHS[:2], stop=(), max_new_tokens=40)
+    generate(model, prompts[:2], LENGTHS[:2], stop=(), sampling=Sampling(40))
     assert recorded.made == 2, "other rows, another cache"
-    generate(model, *asked[0], stop=(), max_new_tokens=4)
+    generate(model, *asked[0], stop=(), sampling=Sampling(4))
     assert recorded.made == 2, "short answers are not worth it"
 
     def other(*_):  # while one answer is being made, another one begins
-        nested.append(generate(model, *asked[1], stop=(), max_new_tokens=20))
+        nested.append(generate(model, *asked[1], stop=(), sampling=Sampling(20)))
 
     nested: list = []
-    assert generate(model, *asked[0], stop=(), max_new_tokens=40, on_token=other) == expected[0]
+    assert generate(model, *asked[0], stop=(), sampling=Sampling(40), on_token=other) == expected[0]
     assert all(answers == [row[:20] for row in expected[1]] for answers in nested) and len(nested) == 40
 
 
 def test_a_recording_is_made_anew_where_the_weights_lie_elsewhere(recorded):
     model, prompts = language_model(), batch()
-    generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
     model.head.weight = torch.nn.Parameter(-model.head.weight)
     expected = without_cache(model, prompts[0, :4], (), 20)
-    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)[0] == expected
+    assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))[0] == expected
     assert recorded.made == 2 and model in kv_cache._kept
     model.half().float()
     expected = without_cache(model, prompts[0, :4], (), 20)
-    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)[0] == expected
+    assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))[0] == expected
     made = recorded.made
     handle = model.norm.register_forward_hook(lambda *_: None)
-    generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
     assert recorded.made == made, "a hook would not run in a replay"
     handle.remove()
 
 
 def test_training_frees_the_cache_that_the_last_answer_left(recorded, tmp_path):
     vllava, prompts = tiny_vllava(), batch()
-    generate(vllava.language_model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    generate(vllava.language_model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
     assert vllava.language_model in kv_cache._kept
     records = load_records(write_records(tmp_path))
     stage1(vllava, records, training(steps=1), tmp_path / "run", device="cpu", progress=False)
@@ -202,11 +202,11 @@ def test_training_frees_the_cache_that_the_last_answer_left(recorded, tmp_path):
 
 def test_one_cache_at_a_time_is_kept(recorded, monkeypatch):
     model, prompts, alive = language_model(), batch(), []
-    generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
     kept = weakref.ref(kv_cache._kept[model])
     make = model.new_cache
     monkeypatch.setattr(model, "new_cache", lambda *sizes: alive.append(kept()) or make(*sizes))
-    generate(model, prompts[:1], LENGTHS[:1], stop=(), max_new_tokens=4)
+    generate(model, prompts[:1], LENGTHS[:1], stop=(), sampling=Sampling(4))
     assert alive == [None] and model not in kv_cache._kept
 
 
@@ -228,10 +228,10 @@ def test_the_places_of_quantised_weights_are_those_of_their_tensors():
 def test_a_kept_cache_is_as_good_as_new(recorded):
     """What an answer left there is no longer seen, not even a number that is none."""
     model, prompts = language_model(), batch()
-    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20)
+    expected = generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
     broken = torch.full_like(prompts, float("nan"))
-    generate(model, broken, LENGTHS, stop=(), max_new_tokens=20)
-    assert generate(model, prompts, LENGTHS, stop=(), max_new_tokens=20) == expected and recorded.made == 1
+    generate(model, broken, LENGTHS, stop=(), sampling=Sampling(20))
+    assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20)) == expected and recorded.made == 1
 
 
 @pytest.mark.gpu
@@ -239,10 +239,10 @@ def test_a_kept_cache_is_as_good_as_new(recorded):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_recorded_steps_give_the_same_answers_on_a_gpu(compiled):
     model, prompts = language_model(), batch()
-    expected = generate(model, prompts, LENGTHS, stop=(), max_new_tokens=40)
+    expected = generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(40))
     model.cuda()
     for _ in range(2):  # recorded, and replayed from the beginning
-        answers = generate(model, prompts.cuda(), LENGTHS.cuda(), (), max_new_tokens=40, compiled=compiled)
+        answers = generate(model, prompts.cuda(), LENGTHS.cuda(), (), sampling=Sampling(40), compiled=compiled)
         assert answers == expected
 
 
@@ -251,13 +251,13 @@ def test_a_prompt_that_fills_the_context_is_an_error_not_an_empty_answer():
     with pytest.raises(ContextLengthError, match="60 tokens.*60.*fewer"):
         generate(model, batch(), LENGTHS, stop=())
     with pytest.raises(ConfigError, match="max_new_tokens 0"):
-        generate(model, batch(), LENGTHS, stop=(), max_new_tokens=0)
+        Sampling(max_new_tokens=0)
     for temperature in (-1.0, float("nan")):
         with pytest.raises(ConfigError, match=f"temperature {temperature}"):
-            generate(model, batch(), LENGTHS, stop=(), temperature=temperature)
+            Sampling(temperature=temperature)
     for top_p in (0.0, 2.0):
         with pytest.raises(ConfigError, match=f"top_p {top_p}"):
-            generate(model, batch(), LENGTHS, stop=(), top_p=top_p)
+            Sampling(top_p=top_p)
     rest = LENGTHS.clamp(max=59)
     assert len(generate(model, batch(), rest, stop=())[1]) == 1, "one place left, one token"
     assert generate(model, batch()[:0], LENGTHS[:0], stop=()) == []
@@ -358,7 +358,7 @@ def test_a_conversation_answers_as_chat_does_and_reads_only_what_is_new(model, f
         return forward(self, embeddings, *args, **options)
 
     monkeypatch.setattr(LanguageModel, "forward", spy)
-    conversation = Conversation(model, **SHORT)
+    conversation = Conversation(model, sampling=Sampling(**SHORT))
     clip, image = folder / "red.mp4", folder / "blue.png"
     shown: list[str] = []
     first = conversation.ask("What?", videos=[clip], on_text=shown.append)
@@ -380,7 +380,10 @@ def test_a_conversation_answers_as_chat_does_and_reads_only_what_is_new(model, f
 
 
 def test_what_fails_leaves_a_conversation_as_it_was(model, folder):
-    conversation, whole = Conversation(model, **SHORT), Conversation(model, **SHORT)
+    conversation, whole = (
+        Conversation(model, sampling=Sampling(**SHORT)),
+        Conversation(model, sampling=Sampling(**SHORT)),
+    )
     clips = [folder / "red.mp4", folder / "blue.mp4"]
     for each in (conversation, whole):
         each.ask("What?", images=[folder / "red.png"])
@@ -403,14 +406,14 @@ def test_what_fails_leaves_a_conversation_as_it_was(model, folder):
 
 
 def test_a_placeholder_in_an_answer_goes_on_as_a_word(model, folder):
-    conversation = Conversation(model, **SHORT)
+    conversation = Conversation(model, sampling=Sampling(**SHORT))
     conversation.history = [("What?", "an <image> of a <video>")]
     assert conversation.ask("Why?") == model.chat("Why?", history=[("What?", "an image of a video")], **SHORT)
 
 
 def test_a_cache_that_is_too_small_is_replaced(model, folder):
-    conversation = Conversation(model, max_new_tokens=2)
-    answers = [conversation.ask("Why?"), conversation.ask("What?", videos=[folder / "red.mp4"], max_new_tokens=20)]
+    conversation = Conversation(model, sampling=Sampling(2))
+    answers = [conversation.ask("Why?"), conversation.ask("What?", videos=[folder / "red.mp4"], sampling=Sampling(20))]
     history = [("Why?", answers[0])]
     asked = "<video>\nWhat?"
     assert answers[1] == model.chat(asked, videos=[folder / "red.mp4"], history=history, max_new_tokens=20)
@@ -420,13 +423,13 @@ def test_several_conversations_at_once_are_answered_as_each_alone(model, folder)
     questions = ["What?", "Which way does the square move?", "Why?"]
     images, videos = [[folder / "red.png"], [], []], [[], [folder / "red.mp4", folder / "blue.mp4"], []]
     histories = [[], [], [("What?", "red")]]
-    together = chat_batch(model, questions, images, videos, histories, **SHORT)
+    together = chat_batch(model, questions, images, videos, histories, sampling=Sampling(**SHORT))
     alone = [
         model.chat(question, images, clips, history=history, **SHORT)
         for question, images, clips, history in zip(questions, images, videos, histories, strict=True)
     ]
     assert together == alone
-    assert chat_batch(model, ["Why?"], **SHORT) == [model.chat("Why?", **SHORT)]
+    assert chat_batch(model, ["Why?"], sampling=Sampling(**SHORT)) == [model.chat("Why?", **SHORT)]
     assert chat_batch(model, []) == []
     with pytest.raises(ConfigError, match="images: 1 for 2"):
         chat_batch(model, ["Why?", "What?"], images=[[]])
@@ -453,7 +456,7 @@ def test_chat_reads_a_pipe_and_survives_what_is_wrong(model, folder, tmp_path):
     assert result.exit_code == 0, result.output
     for message in ("none.png", "is an image", "no command /nonsense", "/image needs"):
         assert message in result.stderr
-    conversation = Conversation(model, max_new_tokens=6)
+    conversation = Conversation(model, sampling=Sampling(6))
     first = conversation.ask("What?", images=[folder / "red.png"])
     second = conversation.ask("Why?", videos=[folder / "red.mp4"])
     third = model.chat("Why?", max_new_tokens=6)

@@ -35,7 +35,7 @@ from minivllava.data.dataset import load_pixels
 from minivllava.data.media import frame_indices, write_video
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.generate import generate
+from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind
 
@@ -205,7 +205,7 @@ def test_the_ports_greedy_tokens(port):
     expected = theirs(model, rows, visuals, pad_left=True, max_new_tokens=6, eos_token_id=None)
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
     lengths = torch.tensor([len(r) for r in rows])
-    made = generate(loaded.language_model, loaded.embed(ids, visuals), lengths, stop=(), max_new_tokens=6)
+    made = generate(loaded.language_model, loaded.embed(ids, visuals), lengths, stop=(), sampling=Sampling(6))
     assert made == expected
 
 
@@ -350,7 +350,7 @@ def test_llamas(tmp_path, name):
     ids = torch.randint(1, 60, (2, 50), generator=torch.Generator().manual_seed(0))
     embedded = loaded.embed(ids)
     torch.testing.assert_close(loaded.logits(loaded(embedded)), model(ids).logits, **CLOSE)
-    made = generate(loaded, embedded, torch.tensor([50, 50]), stop=(), max_new_tokens=5)
+    made = generate(loaded, embedded, torch.tensor([50, 50]), stop=(), sampling=Sampling(5))
     expected = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert made == expected[:, 50:].tolist()
 

@@ -13,7 +13,7 @@ from minivllava.config import LanguageConfig, VisionConfig
 from minivllava.data.conversation import IGNORE, VISUAL
 from minivllava.data.tokenizer import pad_rows
 from minivllava.errors import DataError
-from minivllava.models.generate import choose, generate
+from minivllava.models.generate import Sampling, generate, sample
 from minivllava.models.kv_cache import KVCache
 from minivllava.models.language import LanguageModel, RMSNorm
 from minivllava.models.languagebind import info_nce
@@ -196,11 +196,11 @@ def test_sampling_keeps_to_the_nucleus():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(2000, -1)
 
     def drawn(**options):
-        return choose(logits, generator=torch.Generator().manual_seed(0), **options)
+        return sample(logits, Sampling(generator=torch.Generator().manual_seed(0), **options))
 
-    assert set(choose(logits, 0.0, 1.0).tolist()) == {0}
+    assert set(sample(logits, Sampling()).tolist()) == {0}
     assert set(drawn(temperature=1.0, top_p=0.7).tolist()) == {0, 1}
-    assert set(drawn(temperature=1.0, top_p=0.0).tolist()) == {0}
+    assert set(drawn(temperature=1.0, top_p=1e-9).tolist()) == {0}
     shares = drawn(temperature=1.0, top_p=1.0).bincount(minlength=4) / 2000
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), rtol=0, atol=0.05)
     assert drawn(temperature=0.1, top_p=1.0).eq(0).float().mean() > 0.98
@@ -253,7 +253,7 @@ def test_parity_with_transformers_llama():
     ours.load_state_dict(llama_weights(theirs.state_dict()))
     ids = torch.randint(3, 97, (2, 20))
     torch.testing.assert_close(ours.logits(ours(ours.embed(ids))), theirs(ids).logits, rtol=0, atol=1e-4)
-    answers = generate(ours, ours.embed(ids), torch.tensor([20, 20]), stop=(), max_new_tokens=24)
+    answers = generate(ours, ours.embed(ids), torch.tensor([20, 20]), stop=(), sampling=Sampling(24))
     for _ in range(24):
         ids = torch.cat([ids, theirs(ids).logits[:, -1:].argmax(-1)], dim=1)
     assert answers == ids[:, 20:].tolist()
@@ -438,7 +438,7 @@ MIXED = (  # (ids with one "image" or "video" where a visual stands, kinds)
 )
 
 
-def sample(model, pieces, kinds):
+def mixed_sample(model, pieces, kinds):
     sizes = {kind: model.config.visual_tokens(kind, 4) for kind in MODALITIES}
     ids = [1]
     for piece in pieces:
@@ -450,7 +450,7 @@ def sample(model, pieces, kinds):
 def test_a_mixed_batch_gives_what_its_samples_give_alone():
     """Images, clips and text in one right-padded batch: no sample's logits or loss change."""
     model = shaken(tiny_vllava())
-    samples = [sample(model, *pieces) for pieces in MIXED]
+    samples = [mixed_sample(model, *pieces) for pieces in MIXED]
     ids = pad_rows([ids for ids, _ in samples], 0)
     logits = model(ids, [v for _, visuals in samples for v in visuals])
     total = tokens = 0
@@ -472,7 +472,7 @@ def labelled(row: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def test_cached_features_stand_for_pixels():
     model = shaken(tiny_vllava())
-    ids, (clip, image) = sample(model, ["video", 50, "image"], ["video", "image"])
+    ids, (clip, image) = mixed_sample(model, ["video", 50, "image"], ["video", "image"])
     features = [model.features(clip[None])[0], model.features(image[None])[0]]
     expected = model(torch.tensor([ids]), [clip, image])
     torch.testing.assert_close(model(torch.tensor([ids]), features), expected, **CLOSE)
@@ -482,7 +482,7 @@ def test_cached_features_stand_for_pixels():
 @torch.no_grad()
 def test_the_loss_reads_learned_positions_alone():
     model = shaken(tiny_vllava())
-    ids, visuals = sample(model, ["image", 40, 41, 42, 43], ["image"])
+    ids, visuals = mixed_sample(model, ["image", 40, 41, 42, 43], ["image"])
     ids, labels = torch.tensor([ids + [0, 0]]), torch.full((1, 11), IGNORE)
     labels[0, 7:9] = ids[0, 7:9]
     logits = model(ids, visuals)

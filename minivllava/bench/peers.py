@@ -22,7 +22,7 @@ from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.data.conversation import IGNORE
 from minivllava.errors import ConfigError
 from minivllava.evaluation.port import without_temporal_attention
-from minivllava.models.generate import generate
+from minivllava.models.generate import Sampling, generate
 from minivllava.models.pretrained import built
 from minivllava.models.vllava import VideoLLaVA
 
@@ -62,10 +62,10 @@ class Ours:
 
     @torch.inference_mode()
     def answer(self, x: Inputs, tokens: int) -> Tensor:
-        """So many tokens after the prompt, whatever they are: (b, tokens)."""
+        """This many tokens after the prompt, whatever they are: (b, tokens)."""
         embedded = self.model.embed(x.ids, list(x.clips))
         decoder = self.model.language_model
-        return torch.tensor(generate(decoder, embedded, x.lengths, (), tokens, compiled=self.compiled))
+        return torch.tensor(generate(decoder, embedded, x.lengths, (), Sampling(tokens), compiled=self.compiled))
 
 
 class Theirs:

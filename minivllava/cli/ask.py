@@ -35,17 +35,15 @@ def load_model(checkpoint: str, device: str | None = None, dtype: str | None = N
 
     device = usable_device(device)
     dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "bfloat16")
-    options = {"quantize": quantize} if quantize else {}
-    model = VideoLLaVA.from_pretrained(checkpoint, device=device, dtype=dtype, **options)
+    model = VideoLLaVA.from_pretrained(checkpoint, device=device, dtype=dtype, quantize=quantize)
     need_tokenizer(model.tokenizer, checkpoint)
     return model
 
 
-def _sampling(model, temperature: float, top_p: float, max_new_tokens: int, seed: int) -> dict:
+def _generator(model, seed: int):
     import torch
 
-    generator = torch.Generator(model.device).manual_seed(seed)
-    return {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "generator": generator}
+    return torch.Generator(model.device).manual_seed(seed)
 
 
 def _show(text: str):
@@ -89,7 +87,7 @@ def ask(
     model = load_model(checkpoint, device, dtype, quantize)
     answer = model.chat(
         question, images, videos, frames=frames, on_text=None if as_json else _show,
-        **_sampling(model, temperature, top_p, max_new_tokens, seed),
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, generator=_generator(model, seed),
     )  # fmt: skip
     if as_json:
         answer = json.dumps({"question": question, "files": files, "answer": answer})
@@ -128,13 +126,15 @@ def chat(
     printf '/video clip.mp4\\nWhat moves?\\nWhere to?\\n' | minivllava chat data/pretrained/tiny
     """
     from minivllava.chat import Conversation, by_kind
+    from minivllava.models.generate import Sampling
 
     shown = {kind: list(paths) for kind, paths in zip(("image", "video"), by_kind(files or []), strict=True)}
     for kind, paths in shown.items():
         for path in paths:
             _check(kind, path)
     model = load_model(checkpoint, device, dtype, quantize)
-    conversation = Conversation(model, frames, **_sampling(model, temperature, top_p, max_new_tokens, seed))
+    sampling = Sampling(max_new_tokens, temperature, top_p, _generator(model, seed))
+    conversation = Conversation(model, frames, sampling)
     for line in _lines():
         command, _, rest = line.partition(" ")
         try:

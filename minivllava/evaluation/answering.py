@@ -5,6 +5,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from minivllava.chat import answer_prompts
 from minivllava.config import ModelConfig
 from minivllava.data.conversation import placeholders
 from minivllava.data.dataset import load_pixels
+from minivllava.models.generate import Sampling
 from minivllava.models.vllava import VideoLLaVA
 
 KEPT = 32  # images and clips whose features are remembered: benchmarks ask several questions about each
@@ -34,18 +36,19 @@ class Answerer:
     """Answers batches of questions with one model; remembers the features of the files seen last.
 
     template_name and config: for questions that are put, or images that are cut, otherwise than the model's own
-    config says. sampling: `temperature`, `top_p`, `max_new_tokens`; draws depend on `seed` and the batch's texts.
+    config says. sampling: for batches that bring none of their own; draws depend on `seed` and the batch's texts, not
+    on its generator.
     """
 
     def __init__(
         self, model: VideoLLaVA, template_name: str | None = None, config: ModelConfig | None = None, seed: int = 0,
-        **sampling,
+        sampling: Sampling = Sampling(),
     ):  # fmt: skip
         self.model, self.config, self.seed, self.sampling = model, config or model.config, seed, sampling
         self.template_name = template_name
         self.features: OrderedDict[tuple, Tensor] = OrderedDict()
 
-    def __call__(self, questions: Sequence[Asked], **sampling) -> list[str]:
+    def __call__(self, questions: Sequence[Asked], sampling: Sampling | None = None) -> list[str]:
         """The answer to each question. Raises MediaError, DataError, ContextLengthError as `chat` does."""
         prompts, visuals = [], []
         for question in questions:
@@ -57,7 +60,8 @@ class Answerer:
             visuals.append([self._features(kind, source) for kind, source in question.visuals])
         seed = zlib.crc32("\0".join(question.text for question in questions).encode(), self.seed)
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        return answer_prompts(self.model, prompts, visuals, generator=generator, **(self.sampling | sampling))
+        sampling = replace(sampling or self.sampling, generator=generator)
+        return answer_prompts(self.model, prompts, visuals, sampling)
 
     @torch.inference_mode()
     def _features(self, kind: str, source: str | Path | bytes) -> Tensor:

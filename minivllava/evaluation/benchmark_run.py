@@ -25,6 +25,7 @@ from minivllava.evaluation.benchmarks import Benchmark
 from minivllava.evaluation.benchmarks.judge import Judge
 from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log
 from minivllava.files import write_json, write_text
+from minivllava.models.generate import Sampling
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -59,13 +60,11 @@ def run_benchmark(
             "Download them, or leave out what is asked about them with --skip-broken."
         )
     rank, world, device, barrier = _processes(device)
-    sampling = {
-        "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens or benchmark.max_new_tokens,
-    }  # fmt: skip
+    sampling = Sampling(max_new_tokens or benchmark.max_new_tokens, temperature, top_p)
     settings = {
         "benchmark": benchmark.name, "checkpoint": str(checkpoint), "weights": _weights(checkpoint),
         "root": str(root), "prompts": _hash([(q.key, q.prompt) for q in everything]), "seed": seed,
-        "dtype": str(dtype), **sampling,
+        "dtype": str(dtype), "temperature": temperature, "top_p": top_p, "max_new_tokens": sampling.max_new_tokens,
     }  # fmt: skip
     _check_settings(out / "run.json", settings, write=rank == 0)
     answered = {line["key"] for _, line in _lines(out) if "answer" in line}
@@ -134,12 +133,12 @@ def _lines(out: Path) -> Iterator[tuple[str, dict]]:
         yield from ((f"{part}:{number}", line) for number, line in enumerate(read_log(part), start=1))
 
 
-def _answerer(model: VideoLLaVA, benchmark: Benchmark, seed: int, sampling: dict) -> Answerer:
+def _answerer(model: VideoLLaVA, benchmark: Benchmark, seed: int, sampling: Sampling) -> Answerer:
     config = model.config
     if benchmark.centre_crop and config.aspect == "pad":
         config = replace(config, aspect="square")
     name = "llava_v1" if benchmark.llava_v1 and config.template == "v1" else None
-    return Answerer(model, name, config, seed, **sampling)
+    return Answerer(model, name, config, seed, sampling)
 
 
 def _answer_all(answerer, questions, benchmark: Benchmark, part: Path, batch_size: int, skip_broken: bool, progress):

@@ -24,6 +24,7 @@ from minivllava.data.conversation import PLACEHOLDERS, placeholders
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import ConfigError, DataError
 from minivllava.files import write_json
+from minivllava.models.generate import Sampling
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 
@@ -61,7 +62,7 @@ def evaluate(
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             seen = [[visuals(path, kind) for path, kind in rows[i][1]] for i in chosen]
-            replies = answer_prompts(model, [prompts[i] for i in chosen], seen, max_new_tokens)
+            replies = answer_prompts(model, [prompts[i] for i in chosen], seen, Sampling(max_new_tokens))
             for i, reply in zip(chosen, replies, strict=True):
                 answers[i] = reply
             bar.update(len(chosen))

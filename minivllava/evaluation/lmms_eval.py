@@ -19,6 +19,7 @@ from minivllava.data.conversation import placeholders
 from minivllava.data.media import media_kind
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.answering import Answerer, Asked
+from minivllava.models.generate import Sampling
 from minivllava.models.vllava import VideoLLaVA
 
 NAME, PATH = "minivllava", "minivllava.evaluation.lmms_eval.Minivllava"
@@ -96,9 +97,11 @@ class Minivllava(_lmms):
         temperature = float(options.get("temperature") or 0) if options.get("do_sample", True) else 0.0
         replies = self._answer(
             [self._asked(*arguments) for arguments in batch],
-            temperature=temperature,
-            top_p=float(options.get("top_p") or 1.0),
-            max_new_tokens=int(options.get("max_new_tokens") or self.max_new_tokens),
+            Sampling(
+                max_new_tokens=int(options.get("max_new_tokens") or self.max_new_tokens),
+                temperature=temperature,
+                top_p=float(options.get("top_p") or 1.0),
+            ),
         )
         return [_cut(reply, [until] if isinstance(until, str) else until) for reply in replies]
 

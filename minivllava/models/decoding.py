@@ -42,7 +42,7 @@ class Recording:
         self.graph.replay()
 
 
-class Decoder:
+class DecodingStep:
     """Reads one token of each row, (b,), and gives the logits of the next, (b, v).
 
     positions (b, 1): where each row goes on; end: no row goes beyond position end - 1; steps: how many are to come.

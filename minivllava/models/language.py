@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -195,10 +196,12 @@ class LanguageModel(nn.Module):
         return KVCache.empty(self.config, batch, size, like)
 
     @classmethod
-    def from_pretrained(cls, path, **options) -> "LanguageModel":
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
+    ) -> "LanguageModel":
         """Loads a checkpoint folder or hub id; its tokenizer is in `.tokenizer`. See `checkpoint.load_language`."""
         from minivllava.checkpoints.checkpoint import load_language
 
-        model, tokenizer = load_language(path, **options)
+        model, tokenizer = load_language(path, device, dtype)
         model.tokenizer = tokenizer
         return model

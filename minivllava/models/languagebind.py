@@ -71,14 +71,16 @@ class LanguageBind(nn.Module):
         return info_nce(self.embed(modality, pixels), self.embed_text(ids), self.logit_scale)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options) -> "LanguageBind":
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
+    ) -> "LanguageBind":
         """Loads a checkpoint folder or hub id, of this project or of LanguageBind; its tokenizer is in `.tokenizer`.
 
         See `minivllava.checkpoints.checkpoint.load_languagebind`.
         """
         from minivllava.checkpoints.checkpoint import load_languagebind
 
-        model, tokenizer = load_languagebind(path, **options)
+        model, tokenizer = load_languagebind(path, device, dtype)
         model.tokenizer = tokenizer
         return model
 

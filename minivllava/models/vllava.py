@@ -6,7 +6,7 @@
     text ids -> token embeddings, with visual tokens where the -200s stand -> language_model -> logits
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,21 +153,33 @@ class VideoLLaVA(nn.Module):
 
     # use and storage; the code lives in chat.py and checkpoint.py
 
-    def chat(self, question: str, images: Sequence = (), videos: Sequence = (), **options) -> str:
+    def chat(
+        self, question: str, images: Sequence = (), videos: Sequence = (), history: Sequence[tuple[str, str]] = (),
+        frames: int | None = None, on_text: Callable[[str], None] | None = None, max_new_tokens: int = 128,
+        temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None, compiled: bool = False,
+    ) -> str:  # fmt: skip
         """Answers a question about files. See `minivllava.chat.chat`."""
         from minivllava.chat import chat
 
-        return chat(self, question, images, videos, **options)
+        return chat(
+            self, question, images, videos, history, frames, on_text,
+            max_new_tokens, temperature, top_p, generator, compiled,
+        )  # fmt: skip
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options) -> "VideoLLaVA":
-        """Loads a checkpoint folder. See `minivllava.checkpoints.checkpoint.load_vllava`."""
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32,
+        image_encoder: str | Path | None = None, video_encoder: str | Path | None = None, quantize: str | None = None,
+        **switches,
+    ) -> "VideoLLaVA":  # fmt: skip
+        """Loads a checkpoint folder or hub id. See `minivllava.checkpoints.checkpoint.load_vllava`, which lists the
+        switches."""
         from minivllava.checkpoints.checkpoint import load_vllava
 
-        return load_vllava(path, **options)
+        return load_vllava(path, device, dtype, image_encoder, video_encoder, quantize, **switches)
 
-    def save_pretrained(self, path: str | Path, **options):
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, notes: dict | None = None):
         """Writes a checkpoint folder. See `minivllava.checkpoints.checkpoint.save_vllava`."""
         from minivllava.checkpoints.checkpoint import save_vllava
 
-        save_vllava(self, path, **options)
+        save_vllava(self, path, dtype, notes)
