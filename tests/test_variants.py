@@ -10,6 +10,7 @@ from minivllava.ablations.parts import in_time, silence_time
 from minivllava.checkpoints.checkpoint import load_vllava
 from minivllava.config import PROJECTORS, ModelConfig
 from minivllava.errors import ConfigError
+from minivllava.models.encoders import build_encoder
 from minivllava.models.projector import pool_clip
 from minivllava.models.vision import ImageEncoder
 from minivllava.overrides import from_dict, to_dict
@@ -119,7 +120,7 @@ def test_a_masked_autoencoder_learns():
 
 def test_a_masked_encoder_shows_a_quarter_of_the_patches_the_same_ones_each_time():
     config = replace(VISION, image_size=32)
-    whole, masked = ImageEncoder(config).eval(), ImageEncoder(replace(config, masked=0.75)).eval()
+    whole, masked = ImageEncoder(config).eval(), build_encoder(replace(config, masked=0.75)).eval()
     masked.load_state_dict(whole.state_dict())
     pixels = torch.randn(3, 3, 32, 32)
     features = masked.features(pixels)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from minivllava.config import TextConfig, VisionConfig, VisionTowerConfig
+from minivllava.models.encoders import build_encoder
 from minivllava.models.text import TextEncoder
-from minivllava.models.tower import VisionTower
-from minivllava.models.vision import ImageEncoder, VideoEncoder
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound of the temperature
 
@@ -28,13 +27,6 @@ class LanguageBindConfig:
     encoders: dict[str, VisionConfig | VisionTowerConfig]
     text: TextConfig
     embed_dim: int
-
-
-def build_encoder(config: VisionConfig | VisionTowerConfig, clips: bool = False) -> nn.Module:
-    """The encoder that a vision config describes, of images or of clips, ours or another's."""
-    if isinstance(config, VisionTowerConfig):
-        return VisionTower(config)
-    return (VideoEncoder if clips or config.temporal else ImageEncoder)(config)
 
 
 class LanguageBind(nn.Module):

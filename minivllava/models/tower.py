@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from minivllava.config import VisionTowerConfig
 from minivllava.errors import ConfigError
-from minivllava.models.layers import Attention
 from minivllava.models.pretrained import built, one_line
-from minivllava.models.vision import VideoEncoderLayer, VisionOutput
+from minivllava.models.vision import TemporalPart, VisionOutput
 
 
 class VisionTower(nn.Module):
@@ -37,7 +36,7 @@ class VisionTower(nn.Module):
         self.post_norm = tower.post_layernorm
         self.pooling = getattr(tower, "head", None)  # SigLIP: attention of one learned query
         if config.temporal:
-            self.temporal = nn.ModuleList(TemporalPart(config) for _ in self.layers)
+            self.temporal = nn.ModuleList(TowerLayerOverTime(config) for _ in self.layers)
 
     def forward(self, pixels: Tensor) -> VisionOutput:
         """Hidden states (b, n, d) of images, (b, t, n, d) of clips; pooled (b, d)."""
@@ -80,17 +79,12 @@ class VisionTower(nn.Module):
         return [p for name, p in self.named_parameters() if "temporal" in name]
 
 
-class TemporalPart(nn.Module):
-    """What stands before a spatial layer: a `VideoEncoderLayer` without that layer."""
+class TowerLayerOverTime(TemporalPart):
+    """What a clip goes through before a layer of the tower: a `VideoEncoderLayer` without its spatial half."""
 
     def __init__(self, config: VisionTowerConfig):
         super().__init__()
-        self.temporal_embedding = nn.Parameter(torch.randn(1, config.frames, config.width) * config.width**-0.5)
-        self.temporal_norm = nn.LayerNorm(config.width, config.tower.get("layer_norm_eps", 1e-5))
-        self.temporal_attention = Attention(config.width, config.heads)
-
-    over_time = VideoEncoderLayer.over_time
-    interpolated_embedding = VideoEncoderLayer.interpolated_embedding
+        self.build_temporal(config, config.tower.get("layer_norm_eps", 1e-5))
 
     def copy_from(self, layer: nn.Module):
         """Starts as the spatial attention of a layer of `transformers`, and the norm before it."""

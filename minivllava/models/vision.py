@@ -16,7 +16,6 @@ temporal embedding; there is no random flip.
 """
 
 import copy
-import zlib
 from typing import NamedTuple
 
 import torch
@@ -55,7 +54,7 @@ class PatchEmbedding(nn.Module):
 class ImageEncoder(nn.Module):
     """Pre-LN ViT. pixels (b, c, h, w), normalised -> VisionOutput with hidden states (b, n, d).
 
-    depth: stop after so many layers; what is pooled is then that layer's.
+    layers: stop after this many of them; what is pooled is then the last one's.
     """
 
     def __init__(self, config: VisionConfig):
@@ -69,40 +68,40 @@ class ImageEncoder(nn.Module):
     def build_layer(self, config: VisionConfig) -> EncoderLayer:
         return EncoderLayer(config)
 
-    def forward(self, pixels: Tensor, depth: int | None = None) -> VisionOutput:
+    def embed(self, pixels: Tensor, frames: int = 1) -> Tensor:
+        """What the first layer reads. ((b t), c, h, w) -> ((b t), n, d), with t = `frames`."""
         x = self.embedding(pixels)
         if self.training and self.config.patch_dropout:
-            x = drop_patches(x, 1, self.config.patch_dropout)
-        if self.config.masked:
-            x = keep_patches(x, seeded_choice(pixels, self.config.grid**2, self.config.patches))
-        hidden = [self.pre_norm(x)]
-        for layer in self.layers[:depth]:
-            hidden.append(layer(hidden[-1]))
-        return VisionOutput(self.post_norm(hidden[-1][:, 0]), hidden)
+            x = drop_patches(x, frames, self.config.patch_dropout)
+        return self.pre_norm(x)
 
-    def depth_of(self, layer: int) -> int:
-        """How many layers the hidden states of this index take: those after it need not be computed."""
-        return range(1 + len(self.layers))[layer]
+    def forward(self, pixels: Tensor, layers: int | None = None) -> VisionOutput:
+        x = self.embed(pixels)
+        hidden = [x]
+        for layer in self.layers[:layers]:
+            x = layer(x)
+            hidden.append(x)
+        return VisionOutput(self.post_norm(x[:, 0]), hidden)
 
     @torch.no_grad()
     def features(self, pixels: Tensor, layer: int = -2, keep_cls: bool = False) -> Tensor:
-        """Frozen patch features for the projector: (b, c, h, w) -> (b, n, d)."""
-        hidden = self(pixels, self.depth_of(layer)).hidden[-1]
-        return hidden if keep_cls else hidden[:, 1:]
+        """Frozen patch features for the projector: (b, c, h, w) -> (b, n, d); of clips (b, t, c, h, w) -> (b, t, n, d).
+
+        layer: which of the 1 + layers hidden states, from the end where it is negative; later layers do not run.
+        """
+        layers = layer if layer >= 0 else 1 + len(self.layers) + layer
+        hidden = self(pixels, layers).hidden[-1]
+        return hidden if keep_cls else hidden[..., 1:, :]
 
 
-class VideoEncoderLayer(EncoderLayer):
-    """Temporal attention over t for every position, then the spatial layer. ((b t), n, d) -> the same."""
+class TemporalPart(nn.Module):
+    """What a layer over time has before its spatial half. A mixin: `build_temporal` makes its parameters."""
 
-    def __init__(self, config: VisionConfig):
-        super().__init__(config)
+    def build_temporal(self, config: VisionConfig, norm_eps: float):
         self.temporal_embedding = nn.Parameter(torch.empty(1, config.frames, config.width))
         nn.init.normal_(self.temporal_embedding, std=config.width**-0.5)
-        self.temporal_norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.temporal_norm = nn.LayerNorm(config.width, norm_eps)
         self.temporal_attention = Attention(config.width, config.heads)
-
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        return super().forward(self.over_time(x, frames))
 
     def over_time(self, x: Tensor, frames: int) -> Tensor:
         """Each position attends over the t frames; residual. ((b t), n, d) -> the same."""
@@ -122,6 +121,14 @@ class VideoEncoderLayer(EncoderLayer):
         return rearrange(resized, "1 d t -> 1 t d")
 
 
+class VideoEncoderLayer(EncoderLayer, TemporalPart):
+    """`over_time` is temporal attention, for every position; calling the layer is its spatial half, frame by frame."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__(config)
+        self.build_temporal(config, config.norm_eps)
+
+
 class VideoEncoder(ImageEncoder):
     """The ViT with temporal attention. pixels (b, t, c, h, w) -> hidden states (b, t, n, d), any t >= 1.
 
@@ -131,23 +138,18 @@ class VideoEncoder(ImageEncoder):
     def build_layer(self, config: VisionConfig) -> EncoderLayer:
         return VideoEncoderLayer(config) if config.temporal else EncoderLayer(config)
 
-    def forward(self, pixels: Tensor, depth: int | None = None) -> VisionOutput:
+    def forward(self, pixels: Tensor, layers: int | None = None) -> VisionOutput:
         clips, frames = pixels.shape[:2]
-        x = self.embedding(rearrange(pixels, "b t c h w -> (b t) c h w"))
-        if self.training and self.config.patch_dropout:
-            x = drop_patches(x, frames, self.config.patch_dropout)
-        hidden = [self.pre_norm(x)]
-        for layer in self.layers[:depth]:
-            hidden.append(layer(hidden[-1], frames) if self.config.temporal else layer(hidden[-1]))
+        x = self.embed(rearrange(pixels, "b t c h w -> (b t) c h w"), frames)
+        hidden = [x]
+        for layer in self.layers[:layers]:
+            if self.config.temporal:
+                x = layer.over_time(x, frames)
+            x = layer(x)
+            hidden.append(x)
         hidden = [rearrange(x, "(b t) n d -> b t n d", b=clips) for x in hidden]
         # pooled: the CLS of each frame, after post_norm, averaged over frames
         return VisionOutput(self.post_norm(hidden[-1][:, :, 0]).mean(1), hidden)
-
-    @torch.no_grad()
-    def features(self, pixels: Tensor, layer: int = -2, keep_cls: bool = False) -> Tensor:
-        """Frozen patch features for the projector: (b, t, c, h, w) -> (b, t, n, d)."""
-        hidden = self(pixels, self.depth_of(layer)).hidden[-1]
-        return hidden if keep_cls else hidden[:, :, 1:]
 
     @classmethod
     def from_image_encoder(cls, config: VisionConfig, image_encoder: ImageEncoder) -> "VideoEncoder":
@@ -180,13 +182,3 @@ def drop_patches(x: Tensor, frames: int, share: float) -> Tensor:
 def keep_patches(x: Tensor, chosen: Tensor) -> Tensor:
     """CLS and the chosen patches of each image, in the order of choice. (b, 1 + n, d), (b, m) -> (b, 1 + m, d)."""
     return torch.cat([x[:, :1], x[:, 1:].gather(1, repeat(chosen, "b m -> b m d", d=x.shape[-1]))], dim=1)
-
-
-def seeded_choice(pixels: Tensor, patches: int, kept: int) -> Tensor:
-    """`kept` random patches of each image, shuffled, (b, kept): always the same for the same pixels.
-
-    `transformers`' ViTMAE draws anew at each call, at inference too; features could then not be repeated.
-    """
-    seeds = (zlib.crc32(image.numpy().tobytes()) for image in pixels.detach().float().cpu())
-    chosen = [torch.randperm(patches, generator=torch.Generator().manual_seed(seed))[:kept] for seed in seeds]
-    return torch.stack(chosen).to(pixels.device)

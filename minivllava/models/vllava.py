@@ -20,8 +20,8 @@ from minivllava.data.chat_template import end_of_turn
 from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, placeholders, template
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
+from minivllava.models.encoders import build_encoder
 from minivllava.models.language import LanguageModel
-from minivllava.models.languagebind import build_encoder
 from minivllava.models.pretrained import PretrainedLanguageModel
 from minivllava.models.projector import build_projector, pool_clip
 
