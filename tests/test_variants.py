@@ -11,7 +11,7 @@ from minivllava.checkpoints.checkpoint import load_vllava
 from minivllava.config import PROJECTORS, ModelConfig
 from minivllava.errors import ConfigError
 from minivllava.models.encoders import build_encoder
-from minivllava.models.projector import pool_clip
+from minivllava.models.projector_variants import pool_clip
 from minivllava.models.vision import ImageEncoder
 from minivllava.overrides import from_dict, to_dict
 from minivllava.training.mae import MaskedAutoencoder

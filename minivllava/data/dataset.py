@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minivllava.config import ModelConfig
+from minivllava.data.batching import batched_by_shape
 from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, placeholders, template
 from minivllava.data.media import probe_media, read_image, read_video
 from minivllava.data.preprocess import preprocess_image, preprocess_video
@@ -276,12 +277,7 @@ def _moved(visuals: list[Tensor], device: torch.device) -> list[Tensor]:
     """Visuals on a device, those of one shape in one transfer."""
     if all(visual.device.type == device.type for visual in visuals):
         return visuals
-    moved = list(visuals)
-    for shape in {visual.shape for visual in visuals}:
-        places = [place for place, visual in enumerate(visuals) if visual.shape == shape]
-        for place, visual in zip(places, torch.stack([visuals[i] for i in places]).to(device), strict=True):
-            moved[place] = visual
-    return moved
+    return batched_by_shape(visuals, lambda batch: batch.to(device))
 
 
 def collate(samples: Sequence[dict]) -> Batch:

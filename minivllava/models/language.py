@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from minivllava.config import LanguageConfig
+from minivllava.config import CausalLMConfig, LanguageConfig
 from minivllava.models.kv_cache import KVCache, LayerCache
 from minivllava.models.layers import attention_weights
+from minivllava.models.pretrained import PretrainedLanguageModel
 from minivllava.models.rotary import rotary_angles, rotate
 
 
@@ -205,3 +206,8 @@ class LanguageModel(nn.Module):
         model, tokenizer = load_language(path, device, dtype)
         model.tokenizer = tokenizer
         return model
+
+
+def build_language_model(config: LanguageConfig | CausalLMConfig) -> LanguageModel | PretrainedLanguageModel:
+    """The language model that a config describes: ours, or one of `transformers`."""
+    return PretrainedLanguageModel(config) if isinstance(config, CausalLMConfig) else LanguageModel(config)

@@ -19,7 +19,10 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with biases. (b, n, d) -> (b, n, d)."""
+    """Multi-head attention with biases. (b, n, d) -> (b, n, d).
+
+    Each position of x attends to all of x, or, given a context (b, m, d), to all of that: cross-attention.
+    """
 
     def __init__(self, width: int, heads: int, causal: bool = False):
         super().__init__()
@@ -29,11 +32,12 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
         split = "b n (k e) -> b k n e"
         query = rearrange(self.query(x), split, k=self.heads)
-        key = rearrange(self.key(x), split, k=self.heads)
-        value = rearrange(self.value(x), split, k=self.heads)
+        key = rearrange(self.key(context), split, k=self.heads)
+        value = rearrange(self.value(context), split, k=self.heads)
         # scores are divided by the square root of the head width e
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.output(rearrange(mixed, "b k n e -> b n (k e)"))

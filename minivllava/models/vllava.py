@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minivllava.config import CausalLMConfig, ModelConfig
+from minivllava.config import ModelConfig
+from minivllava.data.batching import batched_by_shape
 from minivllava.data.chat_template import end_of_turn
 from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, placeholders, template
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.encoders import build_encoder
-from minivllava.models.language import LanguageModel
-from minivllava.models.pretrained import PretrainedLanguageModel
-from minivllava.models.projector import build_projector, pool_clip
+from minivllava.models.language import build_language_model
+from minivllava.models.projector import build_projector
+from minivllava.models.projector_variants import pool_clip
 
 
 class Loss(NamedTuple):
@@ -43,8 +44,7 @@ class VideoLLaVA(nn.Module):
         self.image_encoder = build_encoder(config.image)
         self.video_encoder = build_encoder(config.video, clips=True)
         self.projector = build_projector(config)
-        elsewhere = isinstance(config.language, CausalLMConfig)
-        self.language_model = (PretrainedLanguageModel if elsewhere else LanguageModel)(config.language)
+        self.language_model = build_language_model(config.language)
         self.freeze_encoders()
 
     def freeze_encoders(self):
@@ -99,13 +99,9 @@ class VideoLLaVA(nn.Module):
         before. Those of one shape run through their encoder as one batch.
         """
         like = next(self.projector.parameters())
-        found: list[Tensor | None] = [v.to(like) if v.ndim == 2 else None for v in visuals]
-        for shape in {v.shape for v in visuals if v.ndim > 2}:
-            group = [i for i, v in enumerate(visuals) if v.shape == shape]
-            batch = torch.stack([visuals[i] for i in group])
-            for i, features in zip(group, self.features(batch), strict=True):
-                found[i] = features
-        if not found:  # a batch of text alone still touches the projector, as gradient all-reduce wants it
+        encoded = iter(batched_by_shape([v for v in visuals if v.ndim > 2], self.features))
+        found = [next(encoded) if v.ndim > 2 else v.to(like) for v in visuals]
+        if not found:  # a batch of text alone runs the projector too: processes that train together average gradients
             found = [like.new_zeros(0, self.config.image.width)]
         return self.projector.tokens(found)
 
