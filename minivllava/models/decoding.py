@@ -70,8 +70,8 @@ class DecodingStep:
         return logits
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        # of a single row: on a GPU what torch.compile makes of the formula is faster than a fused kernel; for several
-        # rows it would copy the cache first
+        # A single row on a GPU: torch.compile makes a faster kernel of attention's formula than the fused one is. With
+        # several rows its kernel would copy the cache first.
         formula = self.compiled and positions.is_cuda and len(tokens) == 1
         with sdpa_kernel(SDPBackend.MATH) if formula else nullcontext():
             embedded = self.language_model.embed(tokens)
@@ -79,7 +79,7 @@ class DecodingStep:
         return self.language_model.logits(hidden[:, 0])
 
     def _recorded(self, recordings: dict) -> Recording:
-        """The recording of such a step on this memory, made where there is none or the weights lie elsewhere now.
+        """The recording of such a step on this memory. A new one is made if there is none, or the weights have moved.
 
         Recording writes keys and values at the first new positions, where the first step writes again.
         """

@@ -1,5 +1,6 @@
 """The KV cache: keys and values of all positions so far, so that a new token attends without computing them again."""
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -17,8 +18,8 @@ class LayerCache(NamedTuple):
     keys: Tensor  # (b, k, s, e), of the positions that attention reads
     values: Tensor
     places: slice | Tensor  # where the new positions go: the same in all rows, or (b, k, s, e)
-    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: all that is read is seen, or
-    causal: bool  # each new position sees itself and those before it
+    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: nothing is masked by it
+    causal: bool  # whether each new position sees itself and the earlier ones only; without it and without a mask, all
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values (b, k, s, e); returns all there are to attend to."""
@@ -109,12 +110,12 @@ _kept: WeakKeyDictionary[nn.Module, KVCache] = WeakKeyDictionary()  # by languag
 
 
 def room_for(positions: int) -> int:
-    """The size of a cache for so many positions."""
-    return -(-positions // ROOM) * ROOM
+    """The size of a cache for this many positions: the next multiple of ROOM."""
+    return math.ceil(positions / ROOM) * ROOM
 
 
 def new_or_kept(language_model: nn.Module, batch: int, positions: int, like: Tensor):
-    """An empty cache for so many rows and positions: the one that `keep` kept, if it is of that size."""
+    """An empty cache for this many rows and positions: the one that `keep` kept, if it has that size."""
     size, kept = room_for(positions), _kept.pop(language_model, None)  # nobody else may get it meanwhile
     if kept is not None and kept.kind == (batch, size, like.dtype, like.device):
         return kept.clear()
@@ -123,7 +124,7 @@ def new_or_kept(language_model: nn.Module, batch: int, positions: int, like: Ten
 
 
 def keep(language_model: nn.Module, cache):
-    """Keeps a cache that its answer has no more need of, if steps were recorded on it; it replaces the last one."""
+    """Keeps the cache of a finished answer for the next one, if steps were recorded on it; it replaces the last one."""
     if isinstance(cache, KVCache) and cache.recordings:
         _kept[language_model] = cache
 

@@ -136,7 +136,7 @@ class LanguageModel(nn.Module):
 
     @property
     def tied(self) -> dict[str, str]:
-        """Names of weights that are another's, and that other: a head that shares the token embedding's."""
+        """Weights that are other weights under a second name, as {name: first name}: a head, the token embedding."""
         return {"head.weight": "token_embedding.weight"} if self.config.tie_embeddings else {}
 
     def initialise(self):

@@ -1,8 +1,8 @@
-"""A causal language model of `transformers` where our decoder stands: its wrapper and its cache.
+"""A causal language model of `transformers` in the place of our decoder: its wrapper and its cache.
 
-The wrapper is so thin that training, generation and evaluation cannot tell: it has the interface of
-`LanguageModel`. What the model is stands in its `CausalLMConfig`, so a Video-LLaVA made with one is saved and
-loaded like any other. backbones.py loads published ones.
+The wrapper has the interface of `LanguageModel`, so training, generation and evaluation need not know which of the two
+they have. Its `CausalLMConfig` says which model it is, so a Video-LLaVA made with one is saved and loaded like any
+other. backbones.py loads published ones.
 """
 
 from collections.abc import Callable
@@ -84,7 +84,7 @@ class PretrainedLanguageModel(nn.Module):
 
     @property
     def tied(self) -> dict[str, str]:
-        """Names of weights that are another's, and that other: a head that shares the token embedding's."""
+        """Weights that are other weights under a second name, as {name: first name}: a head, the token embedding."""
         return {f"model.{name}": f"model.{twin}" for name, twin in self.model.all_tied_weights_keys.items()}
 
     def tie(self):
@@ -188,7 +188,7 @@ def check_interface(model: PretrainedLanguageModel):
 
 
 def linear_layers(language_model: nn.Module) -> list[str]:
-    """Names of a language model's linear layers, ours or another's, but for the head."""
+    """Names of a language model's linear layers, ours or another's, except the head."""
     head = getattr(language_model, "head", None) or language_model.model.get_output_embeddings()
     modules = language_model.named_modules()
     return [name for name, module in modules if isinstance(module, nn.Linear) and module is not head]

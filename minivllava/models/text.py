@@ -1,4 +1,4 @@
-"""The text encoder (CLIP's): causal pre-LN transformer, pooled where the end-of-text token stands."""
+"""The text encoder (CLIP's): causal pre-LN transformer, pooled at the end-of-text token."""
 
 import torch
 from torch import Tensor, nn

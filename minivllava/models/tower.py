@@ -1,4 +1,4 @@
-"""A CLIP or SigLIP vision tower of `transformers` where our image encoder or video encoder stands."""
+"""A CLIP or SigLIP vision tower of `transformers` in the place of our image encoder or video encoder."""
 
 import torch
 from einops import rearrange
@@ -13,7 +13,7 @@ from minivllava.models.vision import TemporalPart, VisionOutput
 class VisionTower(nn.Module):
     """A CLIP or SigLIP vision tower, for images (b, c, h, w) and for clips (b, t, c, h, w).
 
-    Clips go through frame by frame; with `config.temporal`, our temporal attention stands before each layer, as
+    Clips go through frame by frame; with `config.temporal`, our temporal attention comes before each layer, as
     in `VideoEncoder`. SigLIP's towers have no CLS token. tower: one of `transformers` that is there already.
     """
 

@@ -1,9 +1,9 @@
-"""Video-LLaVA: two encoders, one projector, one language model (the paper's Figure 2).
+r"""Video-LLaVA: two encoders, one projector, one language model (the paper's Figure 2).
 
-    image (c, h, w)    -> image_encoder -> n features          \
-    clip (t, c, h, w)    -> video_encoder -> t * n features       > projector -> visual tokens
-    cached features (n, d) ----------------------------------   /        |
-    text ids -> token embeddings, with visual tokens where the -200s stand -> language_model -> logits
+    image (c, h, w)        -> image_encoder -> n features      \
+    clip (t, c, h, w)      -> video_encoder -> t * n features    > projector -> visual tokens
+    cached features (n, d) ----------------------------------  /        |
+    text ids -> token embeddings, with visual tokens in the places of the -200s -> language_model -> logits
 """
 
 from collections.abc import Callable, Sequence
