@@ -224,7 +224,22 @@ def test_studies_share_cells(settings):
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='a'", "twice"),
         ("title = 'x'\nmetrics = ['imagge']\n[[arms]]\nname='a'", "imagge"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nsets=[]", "sets"),
-        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=3", "does not fit"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=3", "not a text"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=''", "has no name"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nset=[1]", "not a list of texts"),
+        ("title = 'x'\nmetrics = [['image']]\n[[arms]]\nname='a'", "not a list of texts"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\nlabel='a'", "two arms are called"),
+        ("title = 'x'\nmetrics = ['image']\nquestions = [11]\n[[arms]]\nname='a'", "no question 11"),
+        ("title = 'x'\nmetrics = ['image']\nquestions = ['1']\n[[arms]]\nname='a'", "not a list of whole numbers"),
+        ("title = 'x'\nmetrics = ['image']\nname = '../evil'\n[[arms]]\nname='a'", "its name is '../evil'"),
+        ("title = 'x'\nmetrics = ['image']\nname = 'ratio'\n[[arms]]\nname='a'", "as a study of the package"),
+        ("title = 'x'\nmetrics = ['image']\ninclude = ['mine.toml']", "includes itself"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"
+         "better='a'\nthan='b'\nwithin=nan", "within is nan"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"
+         "better='a'\nthan='b'\nwithin=true", "not a number"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\n"
+         "better='a'\nthan='a'", "itself"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\n"
          "better='b'\nthan='a'", "'b'"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\nbetter='a'", "not whole"),
@@ -238,6 +253,14 @@ def test_a_study_that_is_wrong_says_where(tmp_path, text, told):
     with pytest.raises(ConfigError, match=told) as error:
         load_study(file)
     assert "mine.toml" in str(error.value)
+
+
+@pytest.mark.parametrize("change, told", [("world.seed=9", "another world"), ("stage2.seed=4", "sets a seed")])
+def test_arms_are_asked_the_same_and_seeds_are_the_commands(tmp_path, settings, change, told):
+    file = tmp_path / "mine.toml"
+    file.write_text(f"title='x'\nmetrics=['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\nset=['{change}']")
+    with pytest.raises(ConfigError, match=told):
+        load_study(file).settings(settings)
 
 
 def test_unknown_studies_are_listed():

@@ -55,6 +55,7 @@ def summarise(
         "about": study.about.strip(),
         "questions": list(study.questions),
         "preset": preset,
+        "command": study.file or study.name,
         "options": list(options),
         "metrics": list(study.metrics),
         "reference": study.reference,
@@ -159,7 +160,7 @@ def study_chart(results: dict, width: float = 9.0, dark: bool = False):
 def page(results: dict) -> str:
     """A study as a page of markdown: what was asked, the figure, the paper beside ours, every seed."""
     seeds, metrics = results["seeds"], results["metrics"]
-    labels = {arm["name"]: arm["label"] for arm in results["arms"]}
+    labels = {arm["name"]: in_table(arm["label"]) for arm in results["arms"]}
     cells = results["cells"]
     minutes = sum(cell["seconds"] for cell in {c["key"]: c for c in cells}.values()) / 60
     made = {
@@ -180,14 +181,22 @@ def page(results: dict) -> str:
         f"| arm | {' | '.join(METRICS[m] for m in metrics)} |", "|---" * (1 + len(metrics)) + "|",
     ]  # fmt: skip
     for arm in results["arms"]:
-        lines.append(f"| **{arm['label']}** | {' | '.join(score(arm['metrics'][m]) for m in metrics)} |")
+        label = labels[arm["name"]]
+        lines.append(f"| **{label}** | {' | '.join(score(arm['metrics'][m]) for m in metrics)} |")
         for view, scores in arm["baselines"].items():
             if not any(scores.values()):
                 continue
-            lines.append(f"| {arm['label']}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
+            lines.append(f"| {label}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
     if "pope/f1" in metrics:
         lines += ["", *_pope_rows(results)]
-    command = ["minivllava ablate", results["study"], "--preset", results["preset"], "--seeds", str(len(seeds))]
+    command = [
+        "minivllava ablate",
+        shlex.quote(results.get("command", results["study"])),
+        "--preset",
+        results["preset"],
+        "--seeds",
+        str(len(seeds)),
+    ]
     command += map(shlex.quote, results.get("options", []))
     counts = ", ".join(f"{count} {name}" for name, count in cells[0]["n"].items())
     lines += [
@@ -212,16 +221,21 @@ def _pope_rows(results: dict) -> list[str]:
         for way in POPE_WAYS:
             values = [[scores.get(f"pope/{way}{tail}") for scores in its] for tail in ("", "/f1", "/yes")]
             told.append("" if None in sum(values, []) else ", ".join(f"{fmean(of):.1f}" for of in values))
-        lines.append(f"| {arm['label']} | {' | '.join(told)} |")
+        lines.append(f"| {in_table(arm['label'])} | {' | '.join(told)} |")
     return lines
 
 
 def _claim_row(claim: dict, labels: dict[str, str]) -> str:
     paper = claim["paper"] or f"(no such experiment) {claim['expected']}"
     return (
-        f"| {claim_text(claim, labels)} | {METRICS[claim['metric']]} | {paper} | {difference(claim)} "
+        f"| {claim_text(claim, labels)} | {METRICS[claim['metric']]} | {in_table(paper)} | {difference(claim)} "
         f"| **{claim['verdict']}** |"
     )
+
+
+def in_table(text: str) -> str:
+    """A text that no column of a markdown table ends in."""
+    return text.replace("|", "\\|")
 
 
 def claim_text(claim: dict, labels: dict[str, str]) -> str:
