@@ -468,7 +468,8 @@ def fake_cell(counts):
         counts.append(seed)
         if len(counts) == 3:
             raise KeyboardInterrupt
-        return {"key": cell_key(settings, seed, parts.fingerprint), "metrics": {"image": 50.0 + seed}}
+        key = cell_key(settings, seed, parts.fingerprint)
+        return {"key": key, "seed": seed, "metrics": {"image": 50.0 + seed}, "n": {}, "baselines": {}, "seconds": 1.0}
 
     return run
 
@@ -486,8 +487,16 @@ def test_an_interrupted_grid_continues_and_computes_nothing_twice(settings, part
     assert len(counts) == 5 and len(found) == 4, "two before, one that broke, two after"
     run_grid(cells, parts)
     assert len(counts) == 5
-    (parts.store / "cells" / f"{cells[0].key}.json").write_text("{")
-    with pytest.raises(CheckpointError, match="delete it"):
+    for text in ("{", "{}", "[]"):
+        (parts.store / "cells" / f"{cells[0].key}.json").write_text(text)
+        with pytest.raises(CheckpointError, match="delete it"):
+            run_grid(cells, parts)
+
+
+def test_parts_of_other_sizes_are_refused_before_a_world_is_made(settings, parts, monkeypatch):
+    monkeypatch.setattr(runner_module, "run_cell", lambda *_: pytest.fail("it began"))
+    cells = grid({"a": override(settings, "model.language.width*=2")}, 1, parts.fingerprint)
+    with pytest.raises(ConfigError, match="The language model of .* name parts of this preset"):
         run_grid(cells, parts)
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.records import POPE
-from minivllava.ablations.runner import Cell, grid
+from minivllava.ablations.runner import Cell, grid, is_cell
 from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
 from minivllava.ablations.study import METRICS, Claim, Study, load_study, score_of, study_names
@@ -117,7 +117,10 @@ def finished_cells(file: Path) -> dict[str, dict]:
     if not file.exists():
         return {}
     try:
-        return {cell["key"]: cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]}
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        if not all(map(is_cell, cells)):
+            raise ValueError("some of its cells are not whole")
+        return {cell["key"]: cell for cell in cells}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is no results file ({error!r}): move it away, or give another --out.") from error
 
