@@ -232,6 +232,7 @@ def test_studies_share_cells(settings):
         ("title = 'x'\nmetrics = ['image']\nquestions = [11]\n[[arms]]\nname='a'", "no question 11"),
         ("title = 'x'\nmetrics = ['image']\nquestions = ['1']\n[[arms]]\nname='a'", "not a list of whole numbers"),
         ("title = 'x'\nmetrics = ['image']\nname = '../evil'\n[[arms]]\nname='a'", "its name is '../evil'"),
+        ("title = 'x'\nmetrics = ['image']\nname = 'questions'\n[[arms]]\nname='a'", "not that of QUESTIONS.md"),
         ("title = 'x'\nmetrics = ['image']\nname = 'ratio'\n[[arms]]\nname='a'", "as a study of the package"),
         ("title = 'x'\nmetrics = ['image']\ninclude = ['mine.toml']", "includes itself"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"

@@ -166,8 +166,8 @@ def _checked(values: dict, name: str, where: Path, including: tuple) -> Study:
     ]
     labels = [arm.label or arm.name for arm in study.arms]
     problems += [f"two arms are called {label!r}" for label in sorted(set(labels)) if labels.count(label) > 1]
-    if not re.fullmatch(r"[\w-]+", study.name):
-        problems.append(f"its name is {study.name!r}: use letters, digits, - and _")
+    if not re.fullmatch(r"[\w-]+", study.name) or study.name.lower() == "questions":
+        problems.append(f"its name is {study.name!r}: use letters, digits, - and _, and not that of QUESTIONS.md")
     odd = sorted({number for numbers in (study.questions, *(c.questions for c in claims)) for number in numbers})
     problems += [f"there is no question {number}, only 1 to 10" for number in odd if not 1 <= number <= 10]
     if problems:
