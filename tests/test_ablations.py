@@ -224,7 +224,23 @@ def test_studies_share_cells(settings):
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='a'", "twice"),
         ("title = 'x'\nmetrics = ['imagge']\n[[arms]]\nname='a'", "imagge"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nsets=[]", "sets"),
-        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=3", "does not fit"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=3", "not a text"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=''", "has no name"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nset=[1]", "not a list of texts"),
+        ("title = 'x'\nmetrics = [['image']]\n[[arms]]\nname='a'", "not a list of texts"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\nlabel='a'", "two arms are called"),
+        ("title = 'x'\nmetrics = ['image']\nquestions = [11]\n[[arms]]\nname='a'", "no question 11"),
+        ("title = 'x'\nmetrics = ['image']\nquestions = ['1']\n[[arms]]\nname='a'", "not a list of whole numbers"),
+        ("title = 'x'\nmetrics = ['image']\nname = '../evil'\n[[arms]]\nname='a'", "its name is '../evil'"),
+        ("title = 'x'\nmetrics = ['image']\nname = 'questions'\n[[arms]]\nname='a'", "not that of QUESTIONS.md"),
+        ("title = 'x'\nmetrics = ['image']\nname = 'ratio'\n[[arms]]\nname='a'", "as a study of the package"),
+        ("title = 'x'\nmetrics = ['image']\ninclude = ['mine.toml']", "includes itself"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"
+         "better='a'\nthan='b'\nwithin=nan", "within is nan"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"
+         "better='a'\nthan='b'\nwithin=true", "not a number"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\n"
+         "better='a'\nthan='a'", "itself"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\n"
          "better='b'\nthan='a'", "'b'"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\nbetter='a'", "not whole"),
@@ -238,6 +254,14 @@ def test_a_study_that_is_wrong_says_where(tmp_path, text, told):
     with pytest.raises(ConfigError, match=told) as error:
         load_study(file)
     assert "mine.toml" in str(error.value)
+
+
+@pytest.mark.parametrize("change, told", [("world.seed=9", "another world"), ("stage2.seed=4", "sets a seed")])
+def test_arms_are_asked_the_same_and_seeds_are_the_commands(tmp_path, settings, change, told):
+    file = tmp_path / "mine.toml"
+    file.write_text(f"title='x'\nmetrics=['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\nset=['{change}']")
+    with pytest.raises(ConfigError, match=told):
+        load_study(file).settings(settings)
 
 
 def test_unknown_studies_are_listed():
@@ -445,7 +469,8 @@ def fake_cell(counts):
         counts.append(seed)
         if len(counts) == 3:
             raise KeyboardInterrupt
-        return {"key": cell_key(settings, seed, parts.fingerprint), "metrics": {"image": 50.0 + seed}}
+        key = cell_key(settings, seed, parts.fingerprint)
+        return {"key": key, "seed": seed, "metrics": {"image": 50.0 + seed}, "n": {}, "baselines": {}, "seconds": 1.0}
 
     return run
 
@@ -463,8 +488,16 @@ def test_an_interrupted_grid_continues_and_computes_nothing_twice(settings, part
     assert len(counts) == 5 and len(found) == 4, "two before, one that broke, two after"
     run_grid(cells, parts)
     assert len(counts) == 5
-    (parts.store / "cells" / f"{cells[0].key}.json").write_text("{")
-    with pytest.raises(CheckpointError, match="delete it"):
+    for text in ("{", "{}", "[]"):
+        (parts.store / "cells" / f"{cells[0].key}.json").write_text(text)
+        with pytest.raises(CheckpointError, match="delete it"):
+            run_grid(cells, parts)
+
+
+def test_parts_of_other_sizes_are_refused_before_a_world_is_made(settings, parts, monkeypatch):
+    monkeypatch.setattr(runner_module, "run_cell", lambda *_: pytest.fail("it began"))
+    cells = grid({"a": override(settings, "model.language.width*=2")}, 1, parts.fingerprint)
+    with pytest.raises(ConfigError, match="The language model of .* name parts of this preset"):
         run_grid(cells, parts)
 
 

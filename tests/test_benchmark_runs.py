@@ -43,6 +43,7 @@ def endpoint(monkeypatch):
             state.headers.append(dict(self.headers))
             reply = state.replies.pop(0) if len(state.replies) > 1 else state.replies[0]
             reply = reply(body) if callable(reply) else reply
+            reply = json.loads(reply[5:]) if str(reply).startswith("json:") else reply  # content that is no string
             answer = json.dumps({"model": "judge-0613", "choices": [{"message": {"content": reply}}]}).encode()
             self.send_response(reply if isinstance(reply, int) else 200)
             if reply == CUT:
@@ -137,7 +138,7 @@ def test_judging_goes_on_where_it_stopped_and_asks_again_what_changed(endpoint, 
 
 @pytest.mark.parametrize(
     "reply", ["I think it is right.", "{'pred': 'maybe', 'score': 3}", "{'pred': 'yes'}", "{'pred': 'yes', 'score': 9}",
-              "", "{'pred': 'yes', 'score': 'high'}", "{[}]"],
+              "", "{'pred': 'yes', 'score': 'high'}", "{[}]", "{'pred': 'yes', 'score': 1e999}", 'json:{"a": 5}'],
 )  # fmt: skip
 def test_malformed_replies_are_asked_again_then_reported_and_never_a_zero(endpoint, tmp_path, reply):
     endpoint.replies = [reply]
@@ -159,6 +160,47 @@ def test_a_malformed_reply_stops_the_score_unless_told_otherwise(endpoint, tmp_p
     result = scored("msvd-qa", "video_qa/test_q.json", "video_qa/predictions.jsonl", keep_going=True, **options)
     assert (result["metrics"]["judged"], result["metrics"]["score (0-5)"], result["judge"]["n"]) == (100, 4, 3)
     assert len(result["problems"]) == 1
+
+
+def test_a_reply_in_parts_and_in_json(endpoint, tmp_path):
+    endpoint.replies = ['json:[{"type": "text", "text": "{\\"pred\\": true, "}, {"text": "\\"score\\": 4}"}]',
+                        '{"pred": "no", "score": 0, "why": null}']  # fmt: skip
+    cases = [Case("x", {"question": "q", "answer": "a", "pred": "p"})]
+    verdicts, _ = judged(cases, video_qa.VIDEO_CHATGPT, judge_at(endpoint, tmp_path))
+    assert verdicts == {"x": {"pred": False, "score": 0}}, "true is neither yes nor no: asked again"
+    assert '{"pred": true, "score": 4}' not in (tmp_path / "verdicts.jsonl").read_text()
+
+
+def test_a_question_that_the_endpoint_refuses_is_a_problem_of_that_question(endpoint, tmp_path):
+    cases = [Case(name, {"question": "q", "answer": "a", "pred": name}) for name in "abcd"]
+    endpoint.replies = [
+        lambda body: 400 if "Answer: b\n" in body["messages"][1]["content"] else "{'pred':'yes','score':1}"
+    ]
+    verdicts, problems = judged(cases, video_qa.VIDEO_CHATGPT, judge_at(endpoint, tmp_path))
+    assert sorted(verdicts) == ["a", "c", "d"] and len(problems) == 1 and problems[0].startswith("b: ")
+    endpoint.replies, cases = [400], [case._replace(id=f"{case.id}{i}") for case in cases for i in range(20)]
+    with pytest.raises(JudgeError, match="refuses .HTTP 400"):
+        judged(cases, video_qa.VIDEO_CHATGPT, Judge("m", tmp_path / "other", endpoint.url, workers=2, progress=False))
+    assert len(endpoint.requests) < 4 + len(cases), "the rest is not asked"
+
+
+def test_verdicts_that_came_before_a_failure_are_kept(endpoint, tmp_path):
+    cases = [Case(str(i), {"question": "q", "answer": "a", "pred": str(i)}) for i in range(12)]
+    endpoint.replies = ["{'pred': 'yes', 'score': 4}"] * 5 + [401]
+    with pytest.raises(JudgeError, match="HTTP 401"):
+        judged(cases, video_qa.VIDEO_CHATGPT, judge_at(endpoint, tmp_path, workers=4))
+    assert sum("verdict" in row for row in read_log(tmp_path / "verdicts.jsonl")) == 5
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"id": "x"}'])
+def test_a_damaged_file_of_verdicts_is_named(endpoint, tmp_path, line):
+    cases = [Case("x", {"question": "q", "answer": "a", "pred": "p"})]
+    config = judge_at(endpoint, tmp_path)
+    judged(cases, video_qa.VIDEO_CHATGPT, config)
+    with open(config.file, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(JudgeError, match="holds a line that is no verdict"):
+        judged(cases, video_qa.VIDEO_CHATGPT, config)
 
 
 def test_endpoints_that_are_busy_refuse_or_are_not_there(endpoint, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from benchmark_files import FILES, scored, written
 
 from minivllava.errors import ConfigError, DataError
-from minivllava.evaluation.benchmarks import benchmark, mmbench, science_qa, video_qa
+from minivllava.evaluation.benchmarks import BENCHMARKS, benchmark, mmbench, science_qa, video_qa
 from minivllava.evaluation.benchmarks.pope import says_yes
 from minivllava.evaluation.metrics import (
     evalai_normalised,
@@ -128,6 +128,13 @@ def test_answers_carried_along_by_index_are_noticed(tmp_path):
     assert "matched by index" in result["notes"][0]
 
 
+def test_a_missing_answer_is_wrong_even_where_the_true_one_is_an_article(tmp_path):
+    asked = [{"question_id": i, "question": "q", "video_name": "v", "answer": a} for i, a in enumerate(["the", "cat"])]
+    answers = written(tmp_path / "a.jsonl", [{"id": 1, "pred": "cat"}])
+    result = scored("msvd-qa", written(tmp_path / "q.json", asked), answers, keep_going=True)
+    assert result["metrics"] == {"exact": 50, "normalised": 50}
+
+
 def test_the_truth_may_be_in_the_question_file_or_anywhere(tmp_path):
     merged = [{"id": 5, "question": "who?", "answer": "someone"}, {"id": 6, "question": "how many?", "answer": "two"}]
     (tmp_path / "test_qa.json").write_text(json.dumps(merged))
@@ -215,6 +222,16 @@ def test_pope_by_llavas_question_file(tmp_path):
     written(tmp_path / "llava_pope_test.jsonl", questions)
     result = scored("pope", tmp_path / "llava_pope_test.jsonl", written(tmp_path / "a.jsonl", answers))
     assert result["metrics"]["accuracy"] == 75
+
+
+def test_pope_of_a_folder_with_one_label_file_is_joined_by_plain_ids(tmp_path):
+    (tmp_path / "coco").mkdir()
+    shutil.copy(FILES / "pope/coco/coco_pope_random.json", tmp_path / "coco")
+    assert scored("pope", tmp_path / "coco", "pope/answers_random.jsonl")["metrics"]["accuracy"] == 50
+    (tmp_path / "llava_pope_test.jsonl").write_text("{}")
+    assert BENCHMARKS["pope"].truth(tmp_path) == tmp_path / "llava_pope_test.jsonl"
+    shutil.rmtree(tmp_path / "coco")
+    assert BENCHMARKS["pope"].truth(tmp_path) is None
 
 
 def test_popes_own_answer_files_have_no_ids(tmp_path):
@@ -330,6 +347,13 @@ def test_scienceqas_splits_must_name_the_test(tmp_path, splits):
     shutil.copy(FILES / "scienceqa/problems.json", tmp_path)
     (tmp_path / "pid_splits.json").write_text(splits)
     with pytest.raises(DataError, match="pid_splits.json has no list 'test'"):
+        scored("scienceqa", tmp_path / "problems.json", "scienceqa/answers.jsonl")
+
+
+def test_scienceqas_split_names_only_problems_that_are_there(tmp_path):
+    shutil.copy(FILES / "scienceqa/problems.json", tmp_path)
+    (tmp_path / "pid_splits.json").write_text('{"test": ["7777"]}')
+    with pytest.raises(DataError, match="test names the problem 7777, which .*problems.json does not hold"):
         scored("scienceqa", tmp_path / "problems.json", "scienceqa/answers.jsonl")
 
 
@@ -486,9 +510,19 @@ def test_bad_question_files(tmp_path):
     questions = written(tmp_path / "q.json", [{"question_id": 1, "image": "a", "text": "b", "label": "maybe"}])
     with pytest.raises(DataError, match="q.json:1: the label is 'maybe'"):
         scored("pope", questions, "pope/answers_random.jsonl")
-    rows = [{"question_id": 1, "answers": []}]
-    with pytest.raises(DataError, match="q.json:1: 'answers' must be"):
-        scored("vqav2", written(tmp_path / "q.json", rows), written(tmp_path / "a.jsonl", [GOOD[0]]))
+    for answers in ([], "yes", {"answer": "cat"}, 3):
+        rows = [{"question_id": 1, "answers": answers}]
+        with pytest.raises(DataError, match="q.json:1: 'answers' must be"):
+            scored("vqav2", written(tmp_path / "q.json", rows), written(tmp_path / "a.jsonl", [GOOD[0]]))
+    rows = {"1": {"question": "q", "answer": "a", "types": "query", "groups": 3}}
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="'types' is no object.*\n.*'groups' is no object"):
+        scored("gqa", tmp_path / "q.json", written(tmp_path / "a.jsonl", [GOOD[0]]))
+    (tmp_path / "q.json").write_text(
+        '{"v1_0": {"imagename": "a", "question": "q", "answer": "a", "capability": "ocr"}}'
+    )
+    with pytest.raises(DataError, match="'capability' must be a list"):
+        scored("mm-vet", tmp_path / "q.json", "mm_vet/answers.json")
     table = tmp_path / "q.tsv"
     table.write_text("index\tquestion\tA\tB\n1\twhat?\tx\n")
     with pytest.raises(DataError, match="q.tsv:2: the number of fields"):

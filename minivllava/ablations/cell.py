@@ -32,7 +32,7 @@ def run_cell(settings: Settings, seed: int, parts: Parts) -> dict:
     `key`, `seed`, `metrics` (name -> per cent), `n` (questions behind some of them), `baselines` (view ->
     metrics), `logs` (stage -> lines of the loss), `steps`, `seconds`, `peak_gib`, `parameters`, `made_with`.
     """
-    began = time.perf_counter()
+    began, earlier = time.perf_counter(), 0.0
     key = cell_key(settings, seed, parts.fingerprint)
     folder = parts.store / "unfinished" / key
     if settings.depth:
@@ -41,7 +41,10 @@ def run_cell(settings: Settings, seed: int, parts: Parts) -> dict:
         data = _data(settings.world, parts.progress)
         model = parts.model(settings, seed).to(parts.device)
         load = _shared_features(model, data.everything(), parts)
+        training = time.perf_counter()
         logs = train_stages(model, settings, seed, data, load, folder, **parts.options)
+        here = time.perf_counter() - training
+        earlier = max(0.0, sum(line["seconds"] for log in logs.values() for line in log) - here)  # of a stopped study
         scores = _scores(model, data, load, settings.baselines, parts.progress)
     shutil.rmtree(folder, ignore_errors=True)
     return {
@@ -50,7 +53,7 @@ def run_cell(settings: Settings, seed: int, parts: Parts) -> dict:
         **scores,
         "logs": {name: [[line["step"], round(line["loss"], 4)] for line in log] for name, log in logs.items()},
         "steps": {name: log[-1]["step"] for name, log in logs.items()},
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - began + earlier, 1),
         "peak_gib": round(_peak(), 2),
         "parameters": {
             name: sum(p.numel() for p in getattr(model, name).parameters())

@@ -71,6 +71,10 @@ class Parts:
         words = [(weights_fingerprint(model), tokenizer.backend.to_str()) for model, tokenizer in parts]
         return digest(words)
 
+    def check(self, settings: Settings):
+        """Raises ConfigError where a shipped part has other sizes than the settings ask for."""
+        self._config(settings)
+
     def model(self, settings: Settings, seed: int) -> VideoLLaVA:
         """A Video-LLaVA as it enters stage 1; the seed draws the projector, alike in arms that share its form.
 

@@ -5,6 +5,7 @@ of the preset's own language model, timed for a second; where cells of an arm ar
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -14,7 +15,7 @@ from minivllava.ablations.cell import run_cell, tuning_steps
 from minivllava.ablations.parts import Parts, part_key
 from minivllava.ablations.records import mixture_share, scaled_steps
 from minivllava.ablations.runner import grid, read_cell
-from minivllava.ablations.settings import Settings, base_settings, digest
+from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
 from minivllava.ablations.study import load_study, study_names
 from minivllava.config import LanguageConfig, VisionConfig
 from minivllava.models.language import LanguageModel
@@ -69,14 +70,17 @@ def plan_study(
     labels = {arm.name: arm.label or arm.name for arm in study.arms}
     plans, missing = [], {}
     for arm, its in study.settings(settings).items():
-        keys = {cell.key for cell in grid({arm: its}, seeds, parts.fingerprint)} - counted
+        parts.check(its)
+        cells = {cell.key: cell.seed for cell in grid({arm: its}, seeds, parts.fingerprint)}
+        keys = cells.keys() - counted
         counted |= keys
         done = [cell for key in keys if (cell := known.get(key) or read_cell(parts.store, key)) is not None]
         minutes = sum(c["seconds"] for c in done) / len(done) / 60 if done else cell_operations(its) / rate / 60
         memory = max(c["peak_gib"] for c in done) if done else cell_memory(its)
         plans.append(ArmPlan(arm, labels[arm], cell_steps(its), len(keys), len(done), minutes, memory))
-        if len(done) < len(keys):
-            costs = {name: work / rate / 60 for name, work in needed_parts(its, parts, seeds).items()}
+        missing_seeds = [cells[key] for key in sorted(keys - {cell["key"] for cell in done})]
+        if missing_seeds:
+            costs = {name: work / rate / 60 for name, work in needed_parts(its, parts, missing_seeds).items()}
             costs |= {} if done else {f"features-{_features_key(its)}": _features_minutes(its, rate)}
             missing |= {name: cost for name, cost in costs.items() if name not in counted}
             counted.update(costs)
@@ -173,8 +177,8 @@ def cell_memory(settings: Settings) -> float:
     return BASE_GIB + (weights + kept) / 2**30
 
 
-def needed_parts(settings: Settings, parts: Parts, seeds: int) -> dict[str, float]:
-    """Operations of the parts that these settings start from and that nobody has trained yet, by folder name."""
+def needed_parts(settings: Settings, parts: Parts, seeds: Sequence[int]) -> dict[str, float]:
+    """Operations of the parts that cells of these seeds start from and that nobody has trained yet, by folder name."""
     model, recipe = settings.model, settings.align_image
     images = recipe.steps * recipe.batch_size
     patches = 6 * _encoder(model.image) * (model.image.grid**2 + 1)
@@ -199,9 +203,9 @@ def needed_parts(settings: Settings, parts: Parts, seeds: int) -> dict[str, floa
     found = {name: cost for name, cost in found.items() if not (parts.store / "parts" / name).exists()}
     if settings.depth:
         plain = replace(settings, depth="", depth_tuning=0.0, baselines=False)
-        for cell in grid({"": plain}, seeds, parts.fingerprint):
-            if not (parts.store / "models" / cell.key).exists():
-                found[f"model-{cell.key}"] = cell_operations(plain)
+        for key in (cell_key(plain, seed, parts.fingerprint) for seed in seeds):
+            if not (parts.store / "models" / key).exists():
+                found[f"model-{key}"] = cell_operations(plain)
     return found
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.records import POPE
-from minivllava.ablations.runner import Cell, grid
+from minivllava.ablations.runner import Cell, grid, is_cell
 from minivllava.ablations.settings import Settings, base_settings, cell_key, digest
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
 from minivllava.ablations.study import METRICS, Claim, Study, load_study, score_of, study_names
@@ -55,6 +55,7 @@ def summarise(
         "about": study.about.strip(),
         "questions": list(study.questions),
         "preset": preset,
+        "command": study.file or study.name,
         "options": list(options),
         "metrics": list(study.metrics),
         "reference": study.reference,
@@ -116,7 +117,10 @@ def finished_cells(file: Path) -> dict[str, dict]:
     if not file.exists():
         return {}
     try:
-        return {cell["key"]: cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]}
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        if not all(map(is_cell, cells)):
+            raise ValueError("some of its cells are not whole")
+        return {cell["key"]: cell for cell in cells}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is no results file ({error!r}): move it away, or give another --out.") from error
 
@@ -159,7 +163,7 @@ def study_chart(results: dict, width: float = 9.0, dark: bool = False):
 def page(results: dict) -> str:
     """A study as a page of markdown: what was asked, the figure, the paper beside ours, every seed."""
     seeds, metrics = results["seeds"], results["metrics"]
-    labels = {arm["name"]: arm["label"] for arm in results["arms"]}
+    labels = {arm["name"]: in_table(arm["label"]) for arm in results["arms"]}
     cells = results["cells"]
     minutes = sum(cell["seconds"] for cell in {c["key"]: c for c in cells}.values()) / 60
     made = {
@@ -180,14 +184,22 @@ def page(results: dict) -> str:
         f"| arm | {' | '.join(METRICS[m] for m in metrics)} |", "|---" * (1 + len(metrics)) + "|",
     ]  # fmt: skip
     for arm in results["arms"]:
-        lines.append(f"| **{arm['label']}** | {' | '.join(score(arm['metrics'][m]) for m in metrics)} |")
+        label = labels[arm["name"]]
+        lines.append(f"| **{label}** | {' | '.join(score(arm['metrics'][m]) for m in metrics)} |")
         for view, scores in arm["baselines"].items():
             if not any(scores.values()):
                 continue
-            lines.append(f"| {arm['label']}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
+            lines.append(f"| {label}: {view} | {' | '.join(score(scores[m]) for m in metrics)} |")
     if "pope/f1" in metrics:
         lines += ["", *_pope_rows(results)]
-    command = ["minivllava ablate", results["study"], "--preset", results["preset"], "--seeds", str(len(seeds))]
+    command = [
+        "minivllava ablate",
+        shlex.quote(results.get("command", results["study"])),
+        "--preset",
+        results["preset"],
+        "--seeds",
+        str(len(seeds)),
+    ]
     command += map(shlex.quote, results.get("options", []))
     counts = ", ".join(f"{count} {name}" for name, count in cells[0]["n"].items())
     lines += [
@@ -212,16 +224,21 @@ def _pope_rows(results: dict) -> list[str]:
         for way in POPE_WAYS:
             values = [[scores.get(f"pope/{way}{tail}") for scores in its] for tail in ("", "/f1", "/yes")]
             told.append("" if None in sum(values, []) else ", ".join(f"{fmean(of):.1f}" for of in values))
-        lines.append(f"| {arm['label']} | {' | '.join(told)} |")
+        lines.append(f"| {in_table(arm['label'])} | {' | '.join(told)} |")
     return lines
 
 
 def _claim_row(claim: dict, labels: dict[str, str]) -> str:
     paper = claim["paper"] or f"(no such experiment) {claim['expected']}"
     return (
-        f"| {claim_text(claim, labels)} | {METRICS[claim['metric']]} | {paper} | {difference(claim)} "
+        f"| {claim_text(claim, labels)} | {METRICS[claim['metric']]} | {in_table(paper)} | {difference(claim)} "
         f"| **{claim['verdict']}** |"
     )
+
+
+def in_table(text: str) -> str:
+    """A text that no column of a markdown table ends in."""
+    return text.replace("|", "\\|")
 
 
 def claim_text(claim: dict, labels: dict[str, str]) -> str:

@@ -61,6 +61,8 @@ def run_grid(cells: list[Cell], parts: Parts, processes: int = 1, known: dict[st
     found = dict(known or {})
     todo = list({cell.key: cell for cell in cells if cell.key not in found}.values())
     todo = [cell for cell in todo if read_cell(parts.store, cell.key) is None]
+    for cell in todo:  # before worlds are made, which takes minutes
+        parts.check(cell.settings)
     threads = torch.get_num_threads()
     helpers = _start_helpers(min(processes, len(todo)) - 1, todo, parts)
     try:
@@ -80,9 +82,17 @@ def read_cell(store: Path, key: str) -> dict | None:
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        if not is_cell(cell) or cell["key"] != key:
+            raise ValueError("it holds no cell of this name")
+        return cell
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}): delete it, and its cell is computed again.") from error
+
+
+def is_cell(value) -> bool:
+    """Whether a JSON value is a finished cell, as `run_cell` returns it."""
+    return isinstance(value, dict) and {"key", "seed", "metrics", "n", "baselines", "seconds"} <= value.keys()
 
 
 def write_cell(store: Path, result: dict):

@@ -27,7 +27,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """95 % bootstrap interval (bias-corrected) of a mean over seeds; None of fewer than two, or where all are equal."""
     from scipy.stats import bootstrap
 
-    if len(values) < 2 or np.ptp(values) == 0:  # nothing to draw from
+    if len(values) < 2 or _alike(values):  # nothing to draw from
         return None
     # 9999: scipy's default. BCa needs its jackknife to vary, which it does once the values do
     found = bootstrap((values,), np.mean, confidence_level=LEVEL, method="BCa", rng=np.random.default_rng(0))
@@ -41,10 +41,15 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """
     from scipy.stats import sem, t
 
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or _alike(differences):
         return None
     low, high = t.interval(LEVEL, len(differences) - 1, loc=np.mean(differences), scale=sem(differences))
     return float(low), float(high)
+
+
+def _alike(values: Sequence[float]) -> bool:
+    """Whether scores in per cent are equal but for their rounding to three decimals."""
+    return bool(np.ptp(values) < 0.005)
 
 
 def paired_differences(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:

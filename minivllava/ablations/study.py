@@ -6,19 +6,22 @@ questions   which of the ten questions it helps to answer
 base        changes that all arms share
 reference   the arm that also shows the baselines; the first by default
 metrics     the scores shown, of METRICS
-include     names of studies whose arms join, those equal to one that is there left out
+include     names of studies, or TOML files beside this one, whose arms join unless one here is equal
 [[arms]]    name, label, set (changes to the base)
 [[claims]]  metric, better, than: the direction that the paper found, or that is expected; paper (its words);
             points (its difference); direction "+" (by default) or "=" (equal within `within` points);
             questions, where it helps to answer only some of the study's
 """
 
+import re
 import tomllib
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
+from math import inf, isfinite
 from pathlib import Path
 
 from minivllava.ablations.settings import Settings
+from minivllava.data.build import evaluation_only
 from minivllava.errors import ConfigError
 from minivllava.overrides import override
 
@@ -81,13 +84,23 @@ class Study:
     claims: tuple[Claim, ...] = ()
     base: tuple[str, ...] = ()
     reference: str = ""
+    file: str = ""  # of a study of one's own, as it was named
 
     def settings(self, start: Settings) -> dict[str, Settings]:
         """Each arm's settings, by its name; start: `base_settings` of a preset."""
         base = override(start, *self.base)
         # layers count from the end, so that "the middle" is another number in every preset
         middle = -1 - base.model.image.layers // 2
-        arms = {arm.name: override(base, *(text.format(middle=middle) for text in arm.set)) for arm in self.arms}
+        arms = {
+            arm.name: override(base, *(text.replace("{middle}", str(middle)) for text in arm.set)) for arm in self.arms
+        }
+        for name, its in arms.items():
+            if evaluation_only(its.world) != evaluation_only(base.world):
+                raise ConfigError(
+                    f"{self.name}: the arm {name!r} is asked about another world: put `world.` into base."
+                )
+            if (its.stage1.seed, its.stage2.seed) != (base.stage1.seed, base.stage2.seed):
+                raise ConfigError(f"{self.name}: the arm {name!r} sets a seed: --seeds says which ones a study has.")
         return arms | {self.reference: replace(arms[self.reference], baselines=True)}
 
 
@@ -99,8 +112,8 @@ def study_names() -> list[str]:
     return [name for name in order if name in found] + sorted(found - set(order))
 
 
-def load_study(name: str | Path) -> Study:
-    """The study called `name`, or the one in a TOML file of your own.
+def load_study(name: str | Path, including: tuple = ()) -> Study:
+    """The study called `name`, or the one in a TOML file of your own. including: the files that include it.
 
     Raises ConfigError, listing the names there are, or naming the file and what is wrong with it.
     """
@@ -111,20 +124,25 @@ def load_study(name: str | Path) -> Study:
         )
     file = Path(name) if own else _folder() / f"{name}.toml"
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig" if own else "utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file} cannot be read ({error}): name a study's TOML file.") from error
-    return _checked(values, Path(name).stem if own else str(name), file)
+    if file in including:
+        raise ConfigError(f"{file} includes itself: take that name out of `include`.")
+    study = _checked(values, Path(name).stem if own else str(name), file, (*including, file))
+    if own and study.name in study_names():
+        raise ConfigError(f"{file} is called as a study of the package: give the file another name, or set `name`.")
+    return replace(study, file=str(name)) if own else study
 
 
 def _folder():
     return files("minivllava.ablations") / "studies"
 
 
-def _checked(values: dict, name: str, where) -> Study:
+def _checked(values: dict, name: str, where: Path, including: tuple) -> Study:
     arms = [_made(Arm, arm, where) for arm in values.pop("arms", [])]
     for other in values.pop("include", []):
-        included = load_study(other)
+        included = load_study(where.parent / other if str(other).endswith(".toml") else other, including)
         there = {arm.set for arm in arms}
         joining = [replace(arm, set=(*included.base, *arm.set)) for arm in included.arms]
         arms += [arm for arm in joining if arm.set not in there]
@@ -133,6 +151,7 @@ def _checked(values: dict, name: str, where) -> Study:
     study = _made(Study, {"name": name, **values, "arms": tuple(arms), "claims": claims}, where)
     names = [arm.name for arm in study.arms]
     problems = ["it has no arms"] if not names else []
+    problems += ["an arm has no name"] if "" in names else []
     problems += [f"the arm {name!r} is there twice" for name in sorted(set(names)) if names.count(name) > 1]
     problems += ["it names no metrics"] if not study.metrics else []
     claimed = [arm for claim in claims for arm in (claim.better, claim.than)]
@@ -140,9 +159,32 @@ def _checked(values: dict, name: str, where) -> Study:
     asked = [*study.metrics, *(claim.metric for claim in claims)]
     problems += [f"there is no metric {metric!r}" for metric in asked if metric not in METRICS]
     problems += [f"a direction is {c.direction!r}, not '+' or '='" for c in claims if c.direction not in ("+", "=")]
+    problems += [f"a claim compares {claim.better!r} with itself" for claim in claims if claim.better == claim.than]
+    problems += [f"within is {claim.within}: use points from 0 up" for claim in claims if not 0 <= claim.within < inf]
+    problems += [
+        f"points is {claim.points}" for claim in claims if claim.points is not None and not isfinite(claim.points)
+    ]
+    labels = [arm.label or arm.name for arm in study.arms]
+    problems += [f"two arms are called {label!r}" for label in sorted(set(labels)) if labels.count(label) > 1]
+    if not re.fullmatch(r"[\w-]+", study.name) or study.name.lower() == "questions":
+        problems.append(f"its name is {study.name!r}: use letters, digits, - and _, and not that of QUESTIONS.md")
+    odd = sorted({number for numbers in (study.questions, *(c.questions for c in claims)) for number in numbers})
+    problems += [f"there is no question {number}, only 1 to 10" for number in odd if not 1 <= number <= 10]
     if problems:
         raise ConfigError(f"{where}: {'; '.join(problems)}.")
     return study
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _made(kind: type, values: dict, where):
@@ -151,11 +193,20 @@ def _made(kind: type, values: dict, where):
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(f"{where}: {kind.__name__.lower()} has no field {', '.join(unknown)}.")
-    types = {str: str, float: (int, float), float | None: (int, float)}  # the rest are lists
+    fits = {
+        str: ("a text", _is_text),
+        float: ("a number", _is_number),
+        float | None: ("a number", _is_number),
+        tuple[str, ...]: ("a list of texts", lambda value: _is_list(value) and all(map(_is_text, value))),
+        tuple[int, ...]: (
+            "a list of whole numbers",
+            lambda value: _is_list(value) and all(type(v) is int for v in value),
+        ),
+    }
     for field, value in values.items():
-        wanted = types.get(known[field].type, (list, tuple))
-        if not isinstance(value, wanted):
-            raise ConfigError(f"{where}: {field} of {kind.__name__.lower()} is {value!r}, which does not fit.")
+        wanted, right = fits.get(known[field].type, ("a list", _is_list))
+        if not right(value):
+            raise ConfigError(f"{where}: {field} of {kind.__name__.lower()} is {value!r}, not {wanted}.")
     try:
         return kind(**{field: tuple(v) if isinstance(v, list) else v for field, v in values.items()})
     except TypeError as error:

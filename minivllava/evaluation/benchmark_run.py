@@ -118,13 +118,20 @@ def _check_settings(file: Path, settings: dict, write: bool):
     if file.is_file():
         before = read_json(file)
         for name, value in settings.items():
-            if before.get(name) != value:
+            if not _same(before.get(name), value):
                 raise DataError(
                     f"{file.parent} holds answers of another run ({name} {before.get(name)!r}, not {value!r}): "
                     "name a new folder with --out, or delete that one."
                 )
     elif write:
         write_json(file, settings | {"made_with": environment()}, indent=1)
+
+
+def _same(before, now) -> bool:
+    """Whether two settings are equal, or name the same file or folder."""
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return before == now
+    return os.path.exists(now) and os.path.realpath(before) == os.path.realpath(now)
 
 
 def _lines(out: Path) -> Iterator[tuple[str, dict]]:
@@ -187,7 +194,7 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
             problems.add(f"{out / 'parts'}: {question.key} has no answer: run the same command again")
     problems.check()
     answers = {question.key: answers[question.key] for question in questions}
-    left_out = [name for key, name in broken.items() if key not in answers]
+    left_out = [f"{key}: {name}" for key, name in broken.items() if key not in answers]
     model = {"model_id": model_name(settings["checkpoint"])}
     rows = (question.row | {benchmark.answer_field: answers[question.key]} | model for question in questions)
     write_text(out / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -196,7 +203,8 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
         results["submission"] = _submit(benchmark, root, out, answers, questions)
     truth = benchmark.truth(root)
     if truth is None:
-        results["unscored"] = f"{benchmark.title}'s true answers are not under {root}: upload the submission."
+        advice = "add them and run again" if benchmark.submission is None else "upload the submission"
+        results["unscored"] = f"{benchmark.title}'s true answers are not under {root}: {advice}."
     elif benchmark.judge == "only" and judge is None:
         results["unscored"] = f"{benchmark.title} is scored by a judge: run again with --judge MODEL."
     else:

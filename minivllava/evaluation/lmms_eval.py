@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from itertools import groupby
 
+import torch
+
 from minivllava.checkpoints.checkpoint import need_tokenizer
 from minivllava.data.conversation import placeholders
 from minivllava.data.media import media_kind
@@ -52,15 +54,16 @@ class Minivllava(_lmms):
         unknown.pop("max_batch_size", None)  # lmms-eval passes it to every model
         if unknown:
             raise ConfigError(f"minivllava has no option {', '.join(unknown)}: leave it out of --model_args.")
-        from accelerate import PartialState
+        from accelerate import Accelerator
 
-        state = PartialState(cpu=device == "cpu")
-        self._rank, self._world_size = state.process_index, state.num_processes
+        # lmms-eval gathers the results of several processes through `accelerator` and `device`
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if isinstance(pretrained, VideoLLaVA):
             self.model = pretrained.eval()
         else:
             self.model = VideoLLaVA.from_pretrained(
-                pretrained, device=device if device and self._world_size == 1 else state.device, dtype=dtype
+                pretrained, device=device if device and self._world_size == 1 else self.accelerator.device, dtype=dtype
             )
             need_tokenizer(self.model.tokenizer, pretrained)
         if not str(batch_size).isdecimal():
@@ -68,6 +71,10 @@ class Minivllava(_lmms):
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
         self._answer = Answerer(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def generate_until(self, requests: Sequence) -> list[str]:
         """The answer to each request, in their order, cut at the first of its `until` strings."""

@@ -289,11 +289,17 @@ def read_log(path: str | Path) -> list[dict]:
 
 
 def open_log(path: str | Path) -> IO[str]:
-    """Opens a JSON-lines file to append to, after cutting off a last line that was not finished."""
+    """Opens a JSON-lines file to append to, after cutting off a last line that was not finished.
+
+    Raises DataError where it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        data = path.read_bytes()
-        if not data.endswith(b"\n"):
-            os.truncate(path, data.rfind(b"\n") + 1)
-    return open(path, "a", encoding="utf-8", buffering=1)  # each line reaches the file as it is written
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            data = path.read_bytes()
+            if not data.endswith(b"\n"):
+                os.truncate(path, data.rfind(b"\n") + 1)
+        return open(path, "a", encoding="utf-8", buffering=1)  # each line reaches the file as it is written
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): name another file or folder.") from error

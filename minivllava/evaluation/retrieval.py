@@ -27,8 +27,10 @@ def recall_at(similarity: Tensor, ks: Sequence[int] = (1, 5, 10), correct: Tenso
     similarity: (rows, columns). correct: bool (rows, columns), which columns are a row's own; by default the
     diagonal. A row with several own columns (a clip with several captions) goes by the best of them. Of columns
     that are equally similar the own one comes last, so an encoder that makes everything the same finds nothing.
-    Raises DataError for a row without a column of its own.
+    Raises DataError for a row without a column of its own, and for similarities that are not finite.
     """
+    if not similarity.isfinite().all():
+        raise DataError("Some similarities are not finite numbers: the encoders' weights are broken, or hold NaN.")
     if correct is None:
         correct = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
     if not correct.any(1).all():

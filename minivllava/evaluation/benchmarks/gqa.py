@@ -56,6 +56,10 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
     balanced = {name: row for name, row in asked.items() if row.values.get("isBalanced", True)}
     rest = {name for name in answers if name in asked and name not in balanced}
     answers = {name: row for name, row in answers.items() if name not in rest}
+    for row in balanced.values():
+        for field in ("types", "groups"):
+            if row.values.get(field) and not isinstance(row.values[field], dict):
+                problems.add(f"{row.where}: {field!r} is no object of names")
     joined = join(balanced, answers, problems, answers_file)
     predicted = {name: prediction(row, problems) if row else "" for name, row in joined.items()}
     problems.check()
@@ -64,7 +68,7 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
     hits = {name: predicted[name] == row.values["answer"] for name, row in balanced.items()}
     groups: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for name, row in balanced.items():
-        types = row.values.get("types") or {}
+        types = _object(row, "types")
         if "structural" in types:
             groups["answer"]["open" if types["structural"] == "query" else "binary"].append(hits[name])
         for field in ("structural", "semantic"):
@@ -88,6 +92,11 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
     }
 
 
+def _object(row: Row, field: str) -> dict:
+    value = row.values.get(field)
+    return value if isinstance(value, dict) else {}
+
+
 def prediction(row: Row, problems: Problems) -> str:
     """What eval.py compares: "prediction" as it is, or LLaVA's "text" without final points and in lower case."""
     if "prediction" in row.values:
@@ -99,7 +108,7 @@ def _distribution(asked: dict[str, Row], predicted: dict[str, str]) -> float | N
     true: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     said: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for name, row in asked.items():
-        group = (row.values.get("groups") or {}).get("global")
+        group = _object(row, "groups").get("global")
         if group is not None:
             true[group][row.values["answer"]] += 1
             said[group][predicted[name]] += 1

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,11 @@ from minivllava.evaluation.predictions import Problems, open_log, read_log
 OPENAI = "https://api.openai.com/v1"
 AGAIN = "Run it again: the verdicts that could be read are kept, and only the others are asked for."
 PATIENCE = (1, 3, 9, 27)  # seconds before each new try where the endpoint is busy or silent
+ONE_QUESTION = (400, 413, 422)  # HTTP codes that may be about what one question says, as of a content filter
+
+
+class _Refused(JudgeError):
+    """The endpoint refuses a request, which may be the fault of what that one asks."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,9 @@ class Case(NamedTuple):
 def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Problems) -> dict[str, object]:
     """Verdicts by id: what the judge said of every case.
 
-    A case whose reply could not be read `judge.tries` times has no verdict but a problem that quotes the reply.
-    Raises JudgeError when the file holds another judge's or protocol's verdicts, or the endpoint fails; verdicts
-    so far are kept, and the same call goes on from there.
+    A case whose reply could not be read `judge.tries` times has no verdict but a problem that quotes the reply; so has
+    one that the endpoint refuses, unless it refuses them all. Raises JudgeError when the file holds another judge's or
+    protocol's verdicts, or the endpoint fails; verdicts so far are kept, and the same call goes on from there.
     """
     from tqdm.auto import tqdm
 
@@ -100,18 +105,38 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Pr
         if not judge.file.stat().st_size:
             log.write(json.dumps(header, ensure_ascii=False) + "\n")
         waiting = [pool.submit(_ask, case, protocol, judge) for case in todo]
+        written, refused = set(), []
+
+        def write(future: Future) -> dict:
+            row = future.result()
+            log.write(json.dumps(row, ensure_ascii=False) + "\n")
+            written.add(future)
+            return row
+
         try:
             answered = as_completed(waiting)
             for future in tqdm(answered, "judge", len(todo), disable=not judge.progress, leave=False):
-                row = future.result()
-                log.write(json.dumps(row, ensure_ascii=False) + "\n")
+                try:
+                    row = write(future)
+                except _Refused as error:  # of one question, or of them all?
+                    refused.append(f"{todo[waiting.index(future)].id}: {error}")
+                    if not (done or written) and len(refused) >= judge.workers:
+                        raise
+                    continue
                 if "verdict" in row:
                     done[row["id"]] = row
                 else:
                     problems.add(f"{row['id']}: {judge.model} replied {row['reply'][:80]!r}: {row['malformed']}")
+            if refused and not (done or written):
+                raise JudgeError(refused[0])
         except BaseException:
             pool.shutdown(cancel_futures=True)
+            for future in waiting:  # what came in the meantime has been paid for
+                if future not in written and not future.cancelled() and future.exception() is None:
+                    write(future)
             raise
+        for refusal in refused:
+            problems.add(refusal)
     problems.check(AGAIN)
     return {case.id: done[case.id]["verdict"] for case in cases if case.id in done}
 
@@ -125,6 +150,8 @@ def _known(file: Path, header: dict) -> dict[str, dict]:
     rows = read_log(file)
     if not rows:
         return {}
+    if not isinstance(rows[0], dict):
+        raise JudgeError(f"{file} holds no verdicts: name another file with --verdicts.")
     # the same model may well have moved to another endpoint
     differing = [name for name in header if name != "endpoint" and rows[0].get(name) != header[name]]
     if differing:
@@ -132,6 +159,10 @@ def _known(file: Path, header: dict) -> dict[str, dict]:
         old, new = (str(card.get(name))[:60] for card in (rows[0], header))
         raise JudgeError(
             f"{file} holds verdicts by another {name} ({old!r}, not {new!r}): name another file with --verdicts."
+        )
+    if broken := [row for row in rows[1:] if not isinstance(row, dict) or not {"id", "messages"} <= row.keys()]:
+        raise JudgeError(
+            f"{file} holds a line that is no verdict ({json.dumps(broken[0])[:60]}): take it out, or name another file."
         )
     return {row["id"]: row for row in rows[1:]}
 
@@ -147,9 +178,16 @@ def _ask(case: Case, protocol: Protocol, judge: Judge) -> dict:
         row |= {"reply": reply, "model": model}
         try:
             return row | {"verdict": protocol.parse(reply)}
-        except (ValueError, SyntaxError, TypeError, KeyError, IndexError, MemoryError, RecursionError) as error:
+        except (ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, MemoryError, RecursionError) as error:
             row["malformed"] = f"no verdict after {attempt + 1} tries ({error})"
     return row
+
+
+def _text(content) -> str:
+    """What a reply says: a string, or a list of parts of which some hold "text"."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)
 
 
 def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str]:
@@ -168,12 +206,13 @@ def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str
         try:
             with urllib.request.urlopen(request, timeout=judge.timeout) as response:
                 answer = json.load(response)
-            return answer["choices"][0]["message"]["content"] or "", answer.get("model", judge.model)
+            return _text(answer["choices"][0]["message"]["content"]), answer.get("model", judge.model)
         except urllib.error.HTTPError as error:
             reason = f"HTTP {error.code} {error.reason}"
             if error.code not in (408, 409, 429) and error.code < 500:
                 detail = error.read(300).decode(errors="replace")
-                raise JudgeError(
+                kind = _Refused if error.code in ONE_QUESTION else JudgeError
+                raise kind(
                     f"{judge.endpoint} refuses ({reason}: {detail}): check --judge, --judge-url and $OPENAI_API_KEY."
                 ) from error
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

@@ -185,6 +185,9 @@ def chosen(row: Row, question: Row, problems: Problems) -> str | None:
     shown, letters = row.values.get("options"), row.values.get("option_char")
     if not isinstance(shown, list) or not isinstance(letters, list):
         return letter(reply, options_of(question))
+    if len(shown) != len(letters):
+        problems.add(f"{row.where}: {len(shown)} 'options' but {len(letters)} letters in 'option_char'")
+        return None
     found = letter(reply, dict(zip(ascii_uppercase, map(str, shown), strict=False)))
     return letters[ascii_uppercase.index(found)] if found else None
 

@@ -231,6 +231,11 @@ def mm_vet_score(
     """
     asked = by_id(read_rows(truth or questions_file, problems, keyed="question_id"), problems)
     rows = read_rows(answers_file, problems, keyed="question_id")
+    for row in asked.values():
+        held = row.values.get("capability") or []
+        if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+            problems.add(f"{row.where}: 'capability' must be a list of names")
+    problems.check()
     answers = by_id(rows, problems, lambda row: _vet_id(row, problems))
     joined = join(asked, answers, problems, answers_file)
     rows = {name: row for name, row in joined.items() if row}

@@ -62,9 +62,10 @@ def truth_file(root: Path) -> Path:
     return find(root, "coco") or need(root, "*pope_*.json").parent
 
 
-def truth_for_run(root: Path) -> Path:
-    """What `score` takes as the questions of a run over ROOT."""
-    return find(root, "llava_pope_test.jsonl") or truth_file(root)
+def truth_for_run(root: Path) -> Path | None:
+    """What `score` takes as the questions of a run over ROOT; None where LLaVA's questions lie without label files."""
+    listed = find(root, "llava_pope_test.jsonl")
+    return truth_file(root) if listed is None else listed if find(root, "coco") else None
 
 
 def labels(path: Path, problems: Problems) -> dict[str, Row]:
@@ -72,7 +73,7 @@ def labels(path: Path, problems: Problems) -> dict[str, Row]:
 
     The key is the question id; where several files give the same ids, "category/id".
     """
-    files = sorted(path.glob("*pope_*.json")) if path.is_dir() else [path]
+    files = _label_files(path)
     if not files:
         raise DataError(f"{path} has no coco_pope_*.json: name POPE's folder of label files, or one of them.")
     rows = []
@@ -86,6 +87,10 @@ def labels(path: Path, problems: Problems) -> dict[str, Row]:
     if len(files) == 1:
         return by_id(rows, problems)
     return by_id(rows, problems, lambda row: _in_category(row, problems))
+
+
+def _label_files(path: Path) -> list[Path]:
+    return sorted(path.glob("*pope_*.json")) if path.is_dir() else [path]
 
 
 def _in_category(row: Row, problems: Problems) -> str | None:
@@ -108,7 +113,7 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
         by_category = False
     else:
         asked = labels(questions_file, problems)
-        by_category = questions_file.is_dir()
+        by_category = len(_label_files(questions_file)) > 1
     notes = []
     if not by_category and not any(name in row.values for row in rows for name in ID_FIELDS):
         answers = _in_order(rows, asked, problems, answers_file)

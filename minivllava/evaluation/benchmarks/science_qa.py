@@ -109,6 +109,8 @@ def _truths(file: Path, problems: Problems) -> dict[str, Row]:
             if not isinstance(card, dict) or not isinstance(card.get("test"), list):
                 raise DataError(f"{splits} has no list 'test' of problem ids: download it again.")
             test = set(map(str, card["test"]))
+            for name in sorted(test - rows.keys()):
+                problems.add(f"{splits}: test names the problem {name}, which {file} does not hold")
             rows = {name: row for name, row in rows.items() if name in test}
         read = _official
     else:

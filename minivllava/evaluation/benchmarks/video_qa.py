@@ -8,12 +8,14 @@
 Answers are joined by question id. The original zips both files by index, and with several processes it chunked
 the questions but not the answers, so that most were compared with another question's answer.
 
-Predictions: JSON lines {"id", "question", "answer", "pred"} as the original writes; `answer` is only looked at to
-say where it is not the true one. Sources: github PKU-YuanGroup/Video-LLaVA, videollava/eval/video/; the judge's
-protocol is Video-ChatGPT's (github mbzuai-oryx/Video-ChatGPT, quantitative_evaluation/).
+Predictions: JSON lines {"id", "question", "answer", "pred"} as the original writes; `answer`, the true one, is only
+looked at to say where it belongs to another question. Sources: github PKU-YuanGroup/Video-LLaVA,
+videollava/eval/video/; the judge's protocol is Video-ChatGPT's (github mbzuai-oryx/Video-ChatGPT,
+quantitative_evaluation/).
 """
 
 import ast
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -36,7 +38,9 @@ def questions(root: Path, prefix: str = "") -> list[Question]:
     A clip that is not there keeps its likeliest name, so that the run can list it.
     """
     problems = Problems()
-    rows = by_id(read_rows(need(root, "test_q.json"), problems), problems)
+    file = need(root, "test_q.json")
+    rows = by_id(read_rows(file, problems), problems)
+    truths = by_id(read_rows(answer_file(file), Problems(True)), Problems(True))  # `score` says what is wrong with them
     folders = [root / name for name in FOLDERS if (root / name).is_dir()] or [root / FOLDERS[0]]
     found = []
     for name, row in rows.items():
@@ -44,6 +48,8 @@ def questions(root: Path, prefix: str = "") -> list[Question]:
         video = text_of(row, problems, ("video_name", "video"))
         if question is not None and video is not None:
             identity = {"id": row.values.get("question_id", name), "question": question}
+            if name in truths and "answer" in truths[name].values:
+                identity["answer"] = truths[name].values["answer"]
             found.append(Question(name, question, ("video", _clip(folders, prefix + video)), identity))
     problems.check()
     return found
@@ -90,8 +96,12 @@ def score(
     predicted = {name: (text_of(row, problems, PREDICTED) or "") if row else "" for name, row in joined.items()}
     problems.check()
 
-    exact = {name: predicted[name].strip() == answers[name].strip() for name in joined}
-    normal = {name: vqa_normalised(predicted[name]) == vqa_normalised(answers[name]) for name in joined}
+    # a missing prediction is wrong, even where the true answer is an article, which normalises to nothing
+    exact = {name: row is not None and predicted[name].strip() == answers[name].strip() for name, row in joined.items()}
+    normal = {
+        name: row is not None and vqa_normalised(predicted[name]) == vqa_normalised(answers[name])
+        for name, row in joined.items()
+    }
     n = len(joined)
     result = {
         "n": n,
@@ -132,8 +142,11 @@ def _verdict(reply: str) -> dict:
     As in the original, a score of 4.8 counts as 4 (`int`), and "yes" or "no" may stand inside a longer word of
     `pred`, "yes" first. What is outside the braces (a code fence) is left out.
     """
-    start, end = reply.find("{"), reply.rfind("}")
-    verdict = ast.literal_eval(reply[start : end + 1])
+    text = reply[reply.find("{") : reply.rfind("}") + 1]
+    try:
+        verdict = json.loads(text)
+    except json.JSONDecodeError:
+        verdict = ast.literal_eval(text)
     said, grade = str(verdict["pred"]).lower(), int(verdict["score"])
     if not ("yes" in said or "no" in said) or not 0 <= grade <= 5:
         raise ValueError("'pred' is yes or no and 'score' from 0 to 5")

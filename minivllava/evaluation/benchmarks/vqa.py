@@ -46,7 +46,8 @@ def llava_questions(file: Path, folder: Path, key: Callable[[Row], str] | None =
 def human_answers(row: Row, problems: Problems) -> list[str]:
     """The human answers of an annotation: texts, or objects with "answer"; [] and a problem where there are none."""
     answers = row.values.get("answers")
-    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers or []]
+    answers = answers if isinstance(answers, list) else []
+    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
     if not texts or not all(isinstance(text, str) for text in texts):
         problems.add(f"{row.where}: 'answers' must be a list of texts, or of objects with 'answer'")
         return []
