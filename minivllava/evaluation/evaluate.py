@@ -36,15 +36,19 @@ def evaluate(
 ) -> list[dict]:  # fmt: skip
     """The model's greedy answer to every record's last question, which must be followed by its true answer.
 
-    view: one of VIEWS, above. load(path, kind) may give features that were computed before, for the view "model".
+    view: one of VIEWS, above. load(path, kind): features that were computed before; of files as they are, so only
+    the view "model" takes them.
     Returns dicts of `id`, `kind` ("image", "video", "text"), `file`, `type`,
     `needs_order`, `question`, `truth`, `answer`, `correct` (equal but for case, spaces and a final stop).
-    Raises DataError for a record that does not end in an answer, ConfigError for a view that does not exist.
+    Raises DataError for a record that does not end in an answer, ConfigError for a view that does not exist or does
+    not take `load`.
     """
     from tqdm.auto import tqdm
 
     if view not in VIEWS:
         raise ConfigError(f"There is no view {view!r}; choose one of {', '.join(VIEWS)}.")
+    if load is not None and view != "model":
+        raise ConfigError(f"The view {view!r} encodes files itself: leave load out, which gives them as they are.")
     visuals = load or _Visuals(model, view)
     prompts, rows = [], []
     for row in records:
