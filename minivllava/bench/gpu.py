@@ -1,7 +1,7 @@
 """The published sizes with random weights: training steps, prefill and decode, beside `transformers` and the GPU.
 
 A cell says what it took (`ms`), how that compares with the peer (`ratio`), and how near it comes to what the machine
-could do at best: of arithmetic the share of the data sheet's operations (MFU), of decoding the share of the steps
+could do at best: of arithmetic the share of the data sheet's FLOPs a second (MFU), of decoding the share of the steps
 that the memory's bandwidth allows, since each step must read all of the decoder's weights and its cache.
 
 Both train in one dtype, weights, gradients and AdamW's moments alike. That does not hold for a real run, which keeps
@@ -31,11 +31,11 @@ from minivllava.bench.peers import (
     peer_of,
 )
 from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product_rate, ratios
-from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
 from minivllava.checkpoints.checkpoint import usable_device
 from minivllava.checkpoints.memory import require_memory
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
+from minivllava.flops import cache_numbers, decoder_weights, prefill_flops, training_flops
 from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import recompute
 from minivllava.models.vllava import VideoLLaVA
@@ -91,25 +91,24 @@ def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float 
     }
 
 
-def floor(config: ModelConfig, operations: float | None = None, bandwidth: float | None = None) -> dict[str, float]:
-    """What the cells cannot do without, counted from the sizes alone: operations, and the bytes that decoding reads.
+def floor(config: ModelConfig, rate: float | None = None, bandwidth: float | None = None) -> dict[str, float]:
+    """What the cells cannot do without, counted from the sizes alone: FLOPs, and the bytes that decoding reads.
 
-    For one conversation about one clip, in a dtype of two bytes. operations, bandwidth: of a device per second, to say
-    also how many milliseconds that takes at least. Raises ConfigError for a model that has no peer.
+    For one conversation about one clip, in a dtype of two bytes. rate, bandwidth: a device's FLOPs and bytes a second,
+    to say also how many milliseconds that takes at least. Raises ConfigError for a model that has no peer.
     """
     need_peer(config)
     frames, language = config.video.frames, config.language
     positions = config.visual_tokens("video", frames) + WORDS
     needed = {
-        "prefill, operations": prefill_work(config, frames, WORDS),
+        "prefill, operations": prefill_flops(config, frames, WORDS),
         "decode, bytes a token": (decoder_weights(language) + cache_numbers(language, positions)) * 2,
-        "stage 1, operations": training_work(config, frames, WORDS, LEARNED, 1),
-        "stage 2, operations": training_work(config, frames, WORDS, LEARNED, 2),
+        "stage 1, operations": training_flops(config, frames, WORDS, LEARNED, 1),
+        "stage 2, operations": training_flops(config, frames, WORDS, LEARNED, 2),
     }
-    if operations and bandwidth:
+    if rate and bandwidth:
         for name, amount in list(needed.items()):
-            rate = bandwidth if "bytes" in name else operations
-            needed[f"{name.partition(',')[0]}, ms at least"] = 1000 * amount / rate
+            needed[f"{name.partition(',')[0]}, ms at least"] = 1000 * amount / (bandwidth if "bytes" in name else rate)
     return needed
 
 
@@ -144,8 +143,8 @@ def _answering(
         contestants[f"{OURS}, compiled"] = (Ours(model, compiled=True), x)
     prefill, decode = answers(contestants, rounds, tokens)
     frames = model.config.video.frames
-    work = batch * prefill_work(model.config, frames, WORDS)
-    prefill["MFU"] = {name: work / (ms / 1000) / peak for name, ms in prefill["ms"].items()}
+    flops = batch * prefill_flops(model.config, frames, WORDS)
+    prefill["MFU"] = {name: flops / (ms / 1000) / peak for name, ms in prefill["ms"].items()}
     decode["tokens/s"] = {name: batch / (ms / 1000) for name, ms in decode["ms"].items()}
     positions = x.ids.shape[1] + tokens // 2  # halfway through the answer
     language = model.config.language
@@ -178,9 +177,9 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     row = {"cell": f"stage {stage}, step", "batch": batch, **ratios(seconds)}
     row["recomputed layers"] = {OURS: decoder.recomputed_layers, THEIRS: len(decoder.layers)}
     decoder.recomputed_layers, decoder.recompute_elementwise = 0, False
-    work = batch * training_work(model.config, model.config.video.frames, WORDS, LEARNED, stage)
+    flops = batch * training_flops(model.config, model.config.video.frames, WORDS, LEARNED, stage)
     row["tokens/s"] = {name: x.ids.numel() / median(times) for name, times in seconds.items()}
-    row["MFU"] = {name: work / median(times) / peak for name, times in seconds.items()}
+    row["MFU"] = {name: flops / median(times) / peak for name, times in seconds.items()}
     row["peak memory, GiB"] = memory
     return row
 

@@ -6,13 +6,13 @@ from statistics import median, quantiles
 
 import torch
 
-# dense bf16 operations per second, by the makers' data sheets; SXM where there are several
+# dense bf16 FLOPs a second, by the makers' data sheets; SXM where there are several
 PEAKS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
     "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
 
-H100 = PEAKS["H100"], 3.35e12  # operations and bytes a second, by the data sheet
+H100 = PEAKS["H100"], 3.35e12  # FLOPs and bytes a second, by the data sheet
 
 
 def synchronise(device: torch.device):
@@ -67,7 +67,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192) -> 
 
 
 def peak_rate(device: torch.device) -> float | None:
-    """The data sheet's dense bf16 operations per second of this GPU; None for one that is not in the table."""
+    """The data sheet's dense bf16 FLOPs a second of this GPU; None for one that is not in the table."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from minivllava.checkpoints.backbones import part_config
-from minivllava.config import ModelConfig, Preset, TrainingConfig
+from minivllava.config import LanguageConfig, ModelConfig, Preset, TrainingConfig, VisionConfig
+from minivllava.flops import decoder_flops, encoder_depth, encoder_flops, projector_flops
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.loop import scheduled
 from minivllava.training.lora import adapted_layers
@@ -45,11 +46,22 @@ def plan_recipe(
         training = scheduled(training, len(records), recipe.epochs)
         images = sum(len(row) for row in records["images"])
         clips = sum(len(row) for row in records["videos"])
-        letters = sum(len(turn["value"]) for row in records["conversations"] for turn in row)
+        turns = [turn for row in records["conversations"] for turn in row]
+        letters = sum(len(turn["value"]) for turn in turns)
+        answers = sum(len(turn["value"]) for turn in turns if turn["from"] == "gpt")
         visual = images * base.model.visual_tokens("image")
         visual += clips * base.model.visual_tokens("video", base.model.video.frames)
         tokens = visual + letters // CHARACTERS_PER_TOKEN
-        flops = recipe.epochs * _flops(model, base.model, training, name, tokens, len(records), images, clips)
+        backward = 2 if name == "stage2" and not training.lora_rank else 1
+        flops = recipe.epochs * (
+            len(records) * _language_flops(
+                model.language_model, base.model.language, tokens / len(records),
+                answers / CHARACTERS_PER_TOKEN / len(records), backward,
+            )
+            + images * _encoder_flops(model.image_encoder, base.model, "image")
+            + clips * _encoder_flops(model.video_encoder, base.model, "video")
+            + projector_flops(base.model, visual, backward=1)  # its first layer passes no gradient on
+        )  # fmt: skip
         hours = flops / tflops / 1e12 / 3600
         lines += [
             f"{name}: {len(records):,} records, {images:,} images, {clips:,} clips ({len(missing):,} files missing)"
@@ -81,17 +93,23 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _flops(model, config: ModelConfig, training: TrainingConfig, stage, tokens, records, images, clips) -> float:
-    """Of one pass over the data: two for each weight and token, and attention's; backward costs as much again for
-    what the gradient passes through, and once more for weights that learn."""
-    language = _count(model.language_model)
-    length = tokens / records
-    per_token = 2 * language + 2 * length * config.language.width * getattr(config.language, "layers", 0)
-    learns = stage == "stage2" and not training.lora_rank
-    frames = images, clips * config.video.frames
-    encoders = (model.image_encoder, config.image), (model.video_encoder, config.video)
-    seen = sum(2 * _count(encoder) * vision.patches * n for (encoder, vision), n in zip(encoders, frames, strict=True))
-    return per_token * tokens * (3 if learns else 2) + seen
+def _language_flops(model: nn.Module, config, tokens: float, learned: float, backward: int) -> float:
+    """FLOPs of one record, with logits at its learned tokens. backward: as in `decoder_flops`. Attention is not counted
+    in a language model of `transformers`."""
+    if isinstance(config, LanguageConfig):
+        return decoder_flops(config, tokens, learned, backward, attention_backward=2)
+    names, _ = adapted_layers(model)
+    layers = sum(model.get_submodule(name).weight.numel() for name in names)
+    return 2 * (tokens * layers + learned * config.width * config.vocab_size) * (1 + backward)
+
+
+def _encoder_flops(model: nn.Module, config: ModelConfig, kind: str) -> float:
+    """FLOPs of the frozen encoder on one image or clip. Attention is not counted in a tower of `transformers`."""
+    encoder = getattr(config, kind)
+    frames = encoder.frames if kind == "video" else 1
+    if isinstance(encoder, VisionConfig):
+        return encoder_flops(encoder, frames, encoder_depth(encoder, config.select_layer))
+    return 2 * _count(model) * encoder.patches * frames
 
 
 def weight_memory(model: VideoLLaVA, training: TrainingConfig, stage: str) -> int:
