@@ -9,9 +9,10 @@ from torch import nn
 
 from minivllava.checkpoints.checkpoint import as_dtype, load_language, load_languagebind, need_tokenizer
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.huggingface import LLAMAS, language_config
+from minivllava.checkpoints.huggingface import language_config
+from minivllava.checkpoints.layouts import Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
-from minivllava.checkpoints.original import is_languagebind, tower_config
+from minivllava.checkpoints.original import tower_config
 from minivllava.checkpoints.storage import read_card
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import (
@@ -51,14 +52,14 @@ def load_language_model(path: str | Path, device="cpu", dtype: torch.dtype | str
     Raises CheckpointError for what cannot be read, ConfigError for a model that does not fit the interface.
     """
     source = Source.find(path)
-    if "format" in source.card or _is_our_decoder(source.card):
+    if layout_of(source.card).writer == "minivllava" or _is_our_decoder(source.card):
         language, tokenizer = load_language(path, device, dtype)
         return language, need_tokenizer(tokenizer, source.folder)
     return load_causal_lm(path, device, dtype)
 
 
 def _is_our_decoder(card: dict) -> bool:
-    if card.get("model_type") not in LLAMAS:
+    if layout_of(card) != Layout("language", "transformers"):
         return False
     try:
         language_config(card, "")
@@ -101,7 +102,8 @@ def load_encoder(path: str | Path, kind: str, device="cpu", dtype: torch.dtype |
     `transformers` stays what it is, and sees clips frame by frame. Raises CheckpointError, ConfigError.
     """
     source = Source.find(path)
-    if "format" in source.card or is_languagebind(source.card):
+    layout = layout_of(source.card)
+    if layout.writer == "minivllava" or layout.kind == "languagebind":
         bound, _ = load_languagebind(path, device, dtype)
         if kind not in bound.encoders:
             raise ConfigError(f"{path} holds an encoder for {', '.join(bound.encoders)}, and none for {kind}.")
@@ -135,18 +137,18 @@ def part_config(folder: str | Path, kind: str):
     Raises CheckpointError, ConfigError.
     """
     source = Source.find(folder)
-    card, where = source.card, source.folder / "config.json"
-    if "format" in card:
+    card, layout, where = source.card, layout_of(source.card), source.folder / "config.json"
+    if layout.writer == "minivllava":
         config, wanted = card["config"], "language" if kind == "language" else "languagebind"
-        if card.get("kind") != wanted or kind != "language" and kind not in config["encoders"]:
-            raise CheckpointError(f"{where} describes a {card.get('kind')!r}, in which there is no {kind} part.")
+        if layout.kind != wanted or kind != "language" and kind not in config["encoders"]:
+            raise CheckpointError(f"{where} describes a {layout.kind!r}, in which there is no {kind} part.")
         return (
             from_dict(LanguageConfig, config)
             if kind == "language"
             else from_dict(VisionConfig, config["encoders"][kind])
         )
     if kind != "language":
-        if is_languagebind(card):
+        if layout.kind == "languagebind":
             return tower_config(source)
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
     if _is_our_decoder(card):

@@ -18,8 +18,9 @@ from torch import nn
 
 from minivllava.checkpoints import huggingface
 from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.layouts import LLAMAS, Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
-from minivllava.checkpoints.original import Original, is_languagebind, languagebind_config, languagebind_parts
+from minivllava.checkpoints.original import Original, languagebind_config, languagebind_parts
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
 from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
@@ -104,16 +105,16 @@ def load_vllava(
     Raises CheckpointError for whatever is wrong with the checkpoint or is too large for the device's memory.
     """
     source = Source.find(path)
-    card = source.card
-    if (image_encoder or video_encoder) and card.get("model_type") != "llava":
+    layout = layout_of(source.card)
+    if (image_encoder or video_encoder) and layout.writer != "original":
         raise ConfigError(f"{path} brings its encoders: leave image_encoder and video_encoder out.")
-    if _is_ours(card):
+    if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "video-llava", ModelConfig)
-    elif card.get("model_type") == "llava" and not isinstance(card.get("text_config"), dict):
+    elif layout == Layout("video-llava", "original"):
         original = _described(source, lambda: Original(source, image_encoder, video_encoder))
         config, tokenizer, parts = original.config, _tokenizer(source), original.parts
-    elif card.get("model_type") == "video_llava":
-        config = _described(source, lambda: huggingface.model_config(card, source.folder / "config.json"))
+    elif layout == Layout("video-llava", "transformers"):
+        config = _described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
         tokenizer, parts = _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
     else:
         raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
@@ -145,9 +146,10 @@ def load_languagebind(
     """Reads bound encoders, in eval mode: a folder or hub id, in this project's layout or in LanguageBind's (image,
     video, depth; a LoRA is folded into the weights). Raises CheckpointError."""
     source = Source.find(path)
-    if _is_ours(source.card):
+    layout = layout_of(source.card)
+    if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "languagebind", LanguageBindConfig)
-    elif is_languagebind(source.card):
+    elif layout == Layout("languagebind", "original"):
         config, tokenizer = _described(source, lambda: languagebind_config(source)), _tokenizer(source)
 
         def parts(names):
@@ -164,14 +166,15 @@ def load_language(
     """Reads a language model, in eval mode: a folder or hub id, in this project's layout or a LLaMA in that of
     `transformers` (Vicuna, TinyLlama, SmolLM2, Llama 3, Mistral). Raises CheckpointError."""
     source = Source.find(path)
-    if _is_ours(source.card):
+    layout = layout_of(source.card)
+    if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "language", LanguageConfig)
-    elif source.card.get("model_type") in huggingface.LLAMAS:
+    elif layout == Layout("language", "transformers"):
         file = source.folder / "config.json"
         config = _described(source, lambda: huggingface.language_config(source.card, file))
         tokenizer, parts = _tokenizer(source), _parts(source, huggingface.language_names)
     else:
-        raise _unknown(source, "language", f"or one of transformers' {', '.join(huggingface.LLAMAS)}")
+        raise _unknown(source, "language", f"or one of transformers' {', '.join(LLAMAS)}")
     _check_vocabulary(tokenizer, config.vocab_size, source)
     return _build(LanguageModel, config, source, parts, device, dtype), tokenizer
 
@@ -210,10 +213,6 @@ def need_tokenizer(tokenizer: Tokenizer | None, path: str | Path) -> Tokenizer:
     if tokenizer is None:
         raise CheckpointError(f"{path} holds no tokenizer: copy tokenizer.json beside its weights.")
     return tokenizer
-
-
-def _is_ours(card: dict) -> bool:
-    return "format" in card or "kind" in card
 
 
 def _ours(source: Source, kind: str, config_type: type):

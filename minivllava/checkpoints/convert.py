@@ -16,7 +16,7 @@ from torch import Tensor
 from minivllava.checkpoints import huggingface
 from minivllava.checkpoints.checkpoint import as_dtype, load_language, load_languagebind, load_vllava, save_model
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.original import is_languagebind
+from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
@@ -53,7 +53,12 @@ def convert(
     if Path(out).exists():
         raise ConfigError(f"{out} is there already: name a new folder, or delete that one.")
     found = Source.find(source)
-    kind = _kind(found)
+    kind, writer = layout_of(found.card)
+    if writer is None:
+        raise CheckpointError(
+            f"{found.folder / 'config.json'} describes a {kind!r} checkpoint, and none that can be converted: a "
+            "Video-LLaVA, a LanguageBind, or a language model of LLaMA's kind."
+        )
     if kind == "languagebind" and layout != "minivllava":
         raise ConfigError(f"{source} holds bound encoders: only a Video-LLaVA or a language model has that layout.")
     if kind != "video-llava" and options:
@@ -80,23 +85,6 @@ def stored_dtype(source: Source) -> torch.dtype:
         if entry.dtype is not None:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + torch.Size(entry.shape).numel()
     return max(sizes, key=sizes.get, default=torch.float32)
-
-
-def _kind(source: Source) -> str:
-    """What a checkpoint is, by its config.json alone. Raises CheckpointError for what nothing here reads."""
-    card, model_type = source.card, source.card.get("model_type")
-    if "kind" in card:
-        return card["kind"]
-    if is_languagebind(card):
-        return "languagebind"
-    if model_type in huggingface.LLAMAS:
-        return "language"
-    if model_type in ("llava", "video_llava"):
-        return "video-llava"
-    raise CheckpointError(
-        f"{source.folder / 'config.json'} describes a {model_type!r} checkpoint, and none that can be converted: a "
-        "Video-LLaVA, a LanguageBind, or a language model of LLaMA's kind."
-    )
 
 
 def losses(config: ModelConfig) -> list[str]:

@@ -16,7 +16,6 @@ from minivllava.config import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig, 
 from minivllava.errors import CheckpointError
 from minivllava.models.layers import ACTIVATIONS
 
-LLAMAS = ("llama", "mistral")  # model types that are this decoder
 # what `transformers` takes for fields that a config.json leaves out
 CLIP_VISION = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,

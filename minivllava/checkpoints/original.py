@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config, refuse_unless, vision_config
+from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.names import LLAMA, TEXT, VISION, names_under
 from minivllava.checkpoints.weights import Part, Weights
 from minivllava.config import ModelConfig, TextConfig, VisionConfig
@@ -39,15 +40,11 @@ def spelling(name: str) -> str:
 # LanguageBind
 
 
-def is_languagebind(card: dict) -> bool:
-    """Whether a config.json is of a LanguageBind checkpoint."""
-    return str(card.get("model_type")).startswith("LanguageBind")
-
-
 def tower_config(source: Source) -> VisionConfig:
     """The encoder of a LanguageBind folder. Raises CheckpointError."""
     where, card = source.folder / "config.json", source.card
-    refuse_unless(is_languagebind(card), where, f"model_type {card.get('model_type')!r} is no LanguageBind encoder")
+    bound = layout_of(card).kind == "languagebind"
+    refuse_unless(bound, where, f"model_type {card.get('model_type')!r} is no LanguageBind encoder")
     vision = card.get("vision_config") or {}
     temporal = bool(vision.get("add_time_attn"))
     config = vision_config(vision, where, temporal=temporal, patch_dropout=vision.get("force_patch_dropout") or 0.0)
