@@ -1,6 +1,6 @@
 """What a recipe will take, before it runs: records, steps, tokens, arithmetic, and the memory that weights need."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,66 +15,97 @@ from minivllava.training.lora import adapted_layers
 from minivllava.training.recipe import Recipe, recipe_preset, stage_records
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about
-GIB = 2**30
+PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will take."""
+
+    stage: str  # "stage1" or "stage2"
+    records: int
+    images: int
+    clips: int
+    missing: int  # files that are not there
+    steps: int
+    batch_size: int
+    tokens: float  # of a record, on average
+    flops: float
+    hours: float
+    memory: int  # bytes of weights, gradients and AdamW's moments; activations are not counted
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """What a recipe will take."""
+
+    parameters: dict[str, int]  # of each part
+    image_tokens: int
+    clip_tokens: int
+    elsewhere: tuple[str, ...]  # parts that are no folder here: the preset's sizes stand in for theirs
+    stages: tuple[StagePlan, ...]
 
 
 def plan_recipe(
     recipe: Recipe, root: str | Path, changes: tuple[str, ...] = (), lora: bool = False, skip_missing: bool = False,
     tflops: float = 300.0,
-) -> list[str]:  # fmt: skip
-    """Lines that say what each stage takes. Sizes are those of the recipe's parts where their folders are here, else
-    the preset's; nothing is downloaded, and the media need not be there: the JSON files are enough.
+) -> RecipePlan:  # fmt: skip
+    """What each stage takes. Sizes are those of the recipe's parts if their folders are here, otherwise the preset's;
+    nothing is downloaded, and the media need not be there: the JSON files are enough.
 
     tflops: what the machine sustains, for the hours (an H100 at 30 % of its bf16 peak: 300). Lengths of texts are
-    estimates, and so is all that follows from them; activations are not in the memory.
+    estimates, and so is everything that follows from them.
     """
     base = recipe_preset(recipe, tuple(changes), lora)
     base, elsewhere = _with_parts(base, recipe)
     with torch.device("meta"):
         model = VideoLLaVA(base.model)
-    lines = [
-        "parameters: "
-        + ", ".join(f"{name} {_count(getattr(model, name)) / 1e6:,.1f} M" for name in PARTS)
-        + f"; an image is {base.model.visual_tokens('image')} tokens, a clip "
-        + f"{base.model.visual_tokens('video', base.model.video.frames)}"
-    ]
-    if elsewhere:
-        lines.append(f"sizes of the preset {recipe.preset}, for {', '.join(elsewhere)}: not a folder here")
+    stages = []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
         records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
         training = scheduled(training, len(records), recipe.epochs)
-        images = sum(len(row) for row in records["images"])
-        clips = sum(len(row) for row in records["videos"])
-        turns = [turn for row in records["conversations"] for turn in row]
-        letters = sum(len(turn["value"]) for turn in turns)
-        answers = sum(len(turn["value"]) for turn in turns if turn["from"] == "gpt")
-        visual = images * base.model.visual_tokens("image")
-        visual += clips * base.model.visual_tokens("video", base.model.video.frames)
-        tokens = visual + letters // CHARACTERS_PER_TOKEN
-        backward = 2 if name == "stage2" and not training.lora_rank else 1
-        flops = recipe.epochs * (
-            len(records) * _language_flops(
-                model.language_model, base.model.language, tokens / len(records),
-                answers / CHARACTERS_PER_TOKEN / len(records), backward,
-            )
-            + images * _encoder_flops(model.image_encoder, base.model, "image")
-            + clips * _encoder_flops(model.video_encoder, base.model, "video")
-            + projector_flops(base.model, visual, backward=1)  # its first layer passes no gradient on
-        )  # fmt: skip
-        hours = flops / tflops / 1e12 / 3600
-        lines += [
-            f"{name}: {len(records):,} records, {images:,} images, {clips:,} clips ({len(missing):,} files missing)"
-            f"; {training.steps:,} steps of {training.batch_size}, about {tokens / len(records):,.0f} tokens a record",
-            f"{name}: {flops:.2e} FLOPs, {hours:.1f} hours at {tflops:g} TFLOP/s; weights, gradients and AdamW "
-            f"{weight_memory(model, training, name) / GIB:.1f} GiB, activations not counted",
-        ]
-    return lines
+        stages.append(_plan_stage(name, model, training, records, recipe.epochs, len(missing), tflops))
+    return RecipePlan(
+        parameters={name: _count(getattr(model, name)) for name in PARTS},
+        image_tokens=base.model.visual_tokens("image"),
+        clip_tokens=base.model.visual_tokens("video", base.model.video.frames),
+        elsewhere=tuple(elsewhere),
+        stages=tuple(stages),
+    )
+
+
+def _plan_stage(
+    name: str, model: VideoLLaVA, training: TrainingConfig, records, epochs: float, missing: int, tflops: float
+) -> StagePlan:
+    config = model.config
+    images, clips = (sum(len(row) for row in records[kind]) for kind in ("images", "videos"))
+    turns = [turn for row in records["conversations"] for turn in row]
+    words, learned = (
+        sum(len(turn["value"]) for turn in some) / CHARACTERS_PER_TOKEN / len(records)
+        for some in (turns, [turn for turn in turns if turn["from"] == "gpt"])
+    )
+    visual = images * config.visual_tokens("image") + clips * config.visual_tokens("video", config.video.frames)
+    tokens = visual / len(records) + words
+    backward = 2 if name == "stage2" and not training.lora_rank else 1
+    flops = epochs * (
+        len(records) * _language_flops(model.language_model, config.language, tokens, learned, backward)
+        + images * _encoder_flops(model.image_encoder, config, "image")
+        + clips * _encoder_flops(model.video_encoder, config, "video")
+        + projector_flops(config, visual, backward=1)  # its first layer passes no gradient on
+    )
+    return StagePlan(
+        stage=name, records=len(records), images=images, clips=clips, missing=missing, steps=training.steps,
+        batch_size=training.batch_size, tokens=tokens, flops=flops, hours=flops / tflops / 1e12 / 3600,
+        memory=weight_memory(model, training, name),
+    )  # fmt: skip
 
 
 def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
-    """The preset with the sizes of those parts of a recipe that are folders here, and the names of the others. Both
-    encoders must be here for that: they fit each other, and one of them need not fit the preset's other."""
+    """The preset with the sizes of those parts of a recipe that are folders here, and the names of the other parts.
+
+    Both encoders must be here for that: they fit each other, but one of them need not fit the preset's other one.
+    """
     parts = {"image": recipe.image_encoder, "video": recipe.video_encoder, "language": recipe.language_model}
     here = {kind: name for kind, name in parts.items() if (Path(name) / "config.json").is_file()}
     if not {"image", "video"} <= set(here):
@@ -84,9 +115,6 @@ def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
         sizes["video"] = replace(sizes["video"], frames=base.model.video.frames)  # as `assemble` does
     model = replace(base.model, **sizes)
     return replace(base, model=model), list(dict.fromkeys(name for kind, name in parts.items() if kind not in here))
-
-
-PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
 
 
 def _count(module: nn.Module) -> int:
@@ -113,8 +141,8 @@ def _encoder_flops(model: nn.Module, config: ModelConfig, kind: str) -> float:
 
 
 def weight_memory(model: VideoLLaVA, training: TrainingConfig, stage: str) -> int:
-    """Bytes that training keeps beside activations: four for each weight, in float32 as mixed precision keeps them, and
-    twelve more for each that learns (its gradient and AdamW's two moments). stage: "stage1" or "stage2"."""
+    """Bytes that training keeps beside activations: four for each weight, which mixed precision keeps in float32, and
+    twelve more for each weight that learns (its gradient and AdamW's two moments). stage: "stage1" or "stage2"."""
     learned, language, adapters = _count(model.projector), model.language_model, 0
     if stage == "stage2" and training.lora_rank:
         names, _ = adapted_layers(language)
