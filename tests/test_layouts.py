@@ -33,8 +33,9 @@ from minivllava.cli import app
 from minivllava.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from minivllava.data.conversation import VISUAL
 from minivllava.data.dataset import load_pixels
-from minivllava.data.media import frame_indices, write_video
+from minivllava.data.media import frame_indices
 from minivllava.data.tokenizer import Tokenizer
+from minivllava.data.write_media import write_video
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.generate import generate
 from minivllava.models.language import LanguageModel

@@ -22,10 +22,9 @@ from minivllava.data.media import (
     probe_media,
     read_image,
     read_video,
-    write_image,
-    write_video,
 )
 from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import ConfigError, MediaError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "media"
@@ -680,7 +679,7 @@ def test_a_clip_has_the_same_bytes_whatever_lay_in_memory():
     """glibc fills new memory with the value of MALLOC_PERTURB_: what reads it before writing it is found out."""
     code = """
 import hashlib, tempfile
-from minivllava.data.media import write_video
+from minivllava.data.write_media import write_video
 from minivllava.data.render import render
 from minivllava.data.world import sample_scene
 path = tempfile.mkdtemp() + "/clip.mp4"

@@ -16,8 +16,8 @@ from minivllava.cli import app, main
 from minivllava.cli.recipe import _duration
 from minivllava.config import ModelConfig
 from minivllava.data.dataset import Conversations, load_records
-from minivllava.data.media import write_image, write_video
 from minivllava.data.tokenizer import Tokenizer
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
 from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA

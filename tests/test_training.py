@@ -36,7 +36,7 @@ from minivllava.checkpoints.checkpoint import load_language, load_vllava, save_m
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media
 from minivllava.data.dataset import Conversations, load_pixels, load_records, unique_files
-from minivllava.data.media import write_image
+from minivllava.data.write_media import write_image
 from minivllava.errors import (
     CheckpointError,
     ConfigError,

@@ -186,7 +186,7 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
 
 def _write_media(config: WorldConfig, folder: Path, split: str, index: int, scene: Scene) -> dict[str, str]:
     """Write a scene as a file (and its depth map): {"image" or "video" (, "depth"): path from the folder}."""
-    from minivllava.data.media import write_image, write_video
+    from minivllava.data.write_media import write_image, write_video
 
     if scene.is_clip:
         path = f"videos/{split}/{index:06d}.mp4"

@@ -1,4 +1,4 @@
-"""From files to frames: images and clips, told apart, read, checked and written.
+"""From files to frames: images and clips, told apart, checked and read.
 
 A clip goes through decord, as in the original; PyAV takes over where decord has no wheel, cannot read the
 file (WebM without a duration) or would give wrong frames (edit lists); Pillow reads GIF, WebP and APNG.
@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from PIL import Image, ImageOps
 
 from minivllava.data.containers import declared_size, decord_is_right
 from minivllava.errors import ConfigError, MediaError
-from minivllava.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # an image or a clip: only the content tells
@@ -126,46 +124,6 @@ def probe_media(path: str | Path, kind: str | None = None) -> None:
         read_image(path)
     else:
         read_video(path)
-
-
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 (h, w, 3) as PNG; the file appears whole or not at all."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise MediaError(f"{path}: an image is uint8 (h, w, 3), not {image.dtype} {image.shape}.")
-    _check_folder(path)
-    with replacing(path) as part:
-        Image.fromarray(image).save(part, format="PNG")
-
-
-def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
-    """Write uint8 (t, h, w, 3) as H.264 yuv420p MP4 of `fps` frames a second; same frames, same bytes.
-
-    The file appears whole or not at all. Raises MediaError on another shape: h and w are even, since yuv420p
-    keeps one colour for each 2 x 2 pixels.
-    """
-    import av
-
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise MediaError(f"{path}: a clip is uint8 (t, h, w, 3), not {frames.dtype} {frames.shape}.")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise MediaError(f"{path}: H.264 needs even sides, not {frames.shape[1:3]}: pad by one pixel.")
-    _check_folder(path)
-    with replacing(path) as part:
-        # bitexact leaves dates and library versions out of the file
-        with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            # without the last, x264 reads memory that nobody wrote where frames are as small as these
-            stream.options = {"crf": "15", "preset": "fast", "x264-params": "cpu-independent=1"}
-            stream.codec_context.thread_count = 1  # x264's rate control depends on the number of threads
-            for frame in np.ascontiguousarray(frames):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-
-
-def _check_folder(path: str | Path):
-    if not Path(path).parent.is_dir():
-        raise MediaError(f"{Path(path).parent} is not a folder: make it before writing {Path(path).name} there.")
 
 
 def _checked(path: str | Path) -> str:
