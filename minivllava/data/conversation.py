@@ -15,7 +15,7 @@ from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError, ContextLengthError, DataError
 
 IGNORE = -100  # label of a token that is not learned
-VISUAL = -200  # input id where a visual token will stand
+VISUAL = -200  # input id in the place of a visual token
 PLACEHOLDERS = {"<image>": "image", "<video>": "video"}
 
 
@@ -58,6 +58,20 @@ def placeholders(text: str) -> list[str]:
     return [PLACEHOLDERS[piece] for piece in _split(text) if piece in PLACEHOLDERS]
 
 
+def check_turns(turns: Sequence[dict], where: str):
+    """Raises DataError unless turns alternate, a question first, and only questions hold placeholders.
+
+    `where` names the record in messages.
+    """
+    for number, turn in enumerate(turns, start=1):
+        if turn["from"] != ("gpt", "human")[number % 2]:
+            raise DataError(
+                f"{where}: turn {number} is from {turn['from']!r}; turns must alternate human, gpt, human, ..."
+            )
+        if turn["from"] == "gpt" and placeholders(turn["value"]):
+            raise DataError(f"{where}: turn {number}, an answer, holds a placeholder; only questions may.")
+
+
 def encode_conversation(
     turns: Sequence[dict],
     tokenizer: Tokenizer,
@@ -76,6 +90,7 @@ def encode_conversation(
     Raises DataError when placeholders and visuals disagree or turns do not alternate, ContextLengthError
     when the result is longer than `context`. `where` names the record in messages.
     """
+    check_turns(turns, where)
     counts = list(visual_tokens)
     begins = tokenizer.bos is not None and not template.own  # a chat template writes its own beginning
     ids, labels = ([tokenizer.bos], [IGNORE]) if begins else ([], [])
@@ -102,13 +117,6 @@ def encode_conversation(
 
 def _atoms(turns, tokenizer: Tokenizer, template: Template, where: str) -> Iterator[tuple[str | int, bool]]:
     """Texts, placeholders and ids of special tokens in order, each with: is it learned?"""
-    for number, turn in enumerate(turns):
-        if turn["from"] != ("human", "gpt")[number % 2]:
-            raise DataError(
-                f"{where}: turn {number + 1} is from {turn['from']!r}; turns must alternate human, gpt, human, ..."
-            )
-        if turn["from"] == "gpt" and placeholders(turn["value"]):
-            raise DataError(f"{where}: turn {number + 1}, an answer, holds a placeholder; only questions may.")
     pieces = chat_pieces(turns, tokenizer, where) if template.own else _pieces(turns, tokenizer, template)
     for piece, learned in pieces:
         for atom in _split(piece) if isinstance(piece, str) else [piece]:

@@ -15,7 +15,7 @@ import numpy as np
 from minivllava.checkpoints.backbones import assemble, load_encoder, load_language_model
 from minivllava.checkpoints.checkpoint import load_vllava, save_vllava
 from minivllava.config import Preset
-from minivllava.data.dataset import Conversations, load_records, unique_files
+from minivllava.data.dataset import check_conversations, load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
@@ -128,7 +128,7 @@ def train_recipe(
         cut = min(recipe.context or room, room)
         if name == "stage1":  # what stage 2 cannot do is said before stage 1 takes days
             check_recomputation(model.language_model, stages["stage2"][1])
-            Conversations(stages["stage2"][0], model.tokenizer, model.config, load=None, cut=cut)
+            check_conversations(stages["stage2"][0], model.tokenizer, model.config, cut)
         train = partial(stage, model, records, training, cached=False, cut=cut, device=device, progress=progress)
         run.step(step, train, partial(save_vllava, model))
     return load_vllava(run.folder / "model"), missing

@@ -29,7 +29,7 @@ from minivllava.checkpoints.storage import is_main_process, read_card
 from minivllava.config import ModelConfig, Preset, TrainingConfig
 from minivllava.data.build import build_world
 from minivllava.data.cache import weights_fingerprint
-from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
+from minivllava.data.dataset import check_conversations, check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.files import write_json
 from minivllava.models.language import LanguageModel
@@ -217,7 +217,7 @@ def finetune(
     need_tokenizer(model.tokenizer, init)
     check_folder(media)
     records = load_records(files, media)
-    Conversations(records, model.tokenizer, model.config, load=None)  # for its errors alone
+    check_conversations(records, model.tokenizer, model.config)
     records, skipped = check_media(records, skip_broken, progress)
     training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
