@@ -29,7 +29,7 @@ from minivllava.training.language import only
 from minivllava.training.lora import lora
 from minivllava.training.plan import PARTS, plan_recipe, weight_memory
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
-from minivllava.training.run import Run
+from minivllava.training.run_folder import Run
 
 
 def turns(*values: str) -> list[dict]:

@@ -53,7 +53,8 @@ from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import conversation_task, pretrain_language, train_tokenizer
 from minivllava.training.loop import Task, check_precision, learning_rate, shuffled_batches, train
-from minivllava.training.run import Run, assemble, export, finetune, train_video_llava
+from minivllava.training.run import assemble, export, finetune, train_video_llava
+from minivllava.training.run_folder import Run
 from minivllava.training.stages import features_fingerprint, stage2, visual_loader
 
 TESTS = Path(__file__).parent
