@@ -5,6 +5,7 @@ Vary a preset with `dataclasses.replace`, or with `overrides.override(preset, "s
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 from minivllava.errors import ConfigError
 
@@ -12,15 +13,21 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, ea
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")  # what a VisionTowerConfig may hold
 PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models/projector.py says what each is
+TOWER_SIZES = (
+    "image_size", "patch_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
+)  # fmt: skip
 ACTIVATIONS = ("gelu", "quick_gelu")  # models/layers.py
 TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
 
 
 def _check_range(config, low: float, high: float, *names: str):
+    """Numbers from `low` to `high`; whole ones in the fields that hold an int."""
     for name in names:
-        if not low <= getattr(config, name) <= high:
+        value, whole = getattr(config, name), config.__dataclass_fields__[name].type is int
+        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
             kind = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-            raise ConfigError(f"{name} is {getattr(config, name)!r}: use a number {kind}.")
+            raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number {kind}.")
 
 
 def _check_heads(width: int, heads: int):
@@ -70,7 +77,9 @@ class VisionConfig:
         return max(1, round(self.grid**2 * (1 - self.masked)))
 
     def __post_init__(self):
-        _check_range(self, 1, math.inf, "patch_size", "width", "layers", "heads", "mlp_width", "frames")
+        sizes = ("image_size", "patch_size", "width", "layers", "heads", "mlp_width", "frames")
+        _check_range(self, 1, math.inf, *sizes)
+        _check_range(self, 0, math.inf, "norm_eps")
         _check_range(self, 0, 0.99, "patch_dropout", "masked")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
@@ -130,6 +139,9 @@ class VisionTowerConfig:
         missing = {"model_type", "image_size", "patch_size", "hidden_size", "num_attention_heads"} - set(self.tower)
         if missing:
             raise ConfigError(f"The tower's config lacks {', '.join(sorted(missing))}.")
+        for name, size in self.tower.items():
+            if name in TOWER_SIZES and (not isinstance(size, int) or size < 1):
+                raise ConfigError(f"The tower's {name} is {size!r}: use a whole number of at least 1.")
         if self.tower["model_type"] not in VISION_TOWERS:
             raise ConfigError(
                 f"{self.tower['model_type']!r} is no vision tower that fits here; choose one of "
@@ -152,6 +164,7 @@ class TextConfig:
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "vocab_size", "context", "width", "layers", "heads", "mlp_width")
+        _check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
         _check_choice("activation", self.activation, ACTIVATIONS)
 
@@ -174,6 +187,8 @@ class RopeScaling:
     def __post_init__(self):
         if self.kind not in ("linear", "llama3"):
             raise ConfigError(f"There is no rope scaling {self.kind!r}; choose linear or llama3.")
+        _check_range(self, 1e-6, math.inf, "factor", "low_freq_factor", "high_freq_factor")
+        _check_range(self, 1, math.inf, "original_context")
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise ConfigError(f"high_freq_factor {self.high_freq_factor} is not above {self.low_freq_factor}.")
 
@@ -196,10 +211,13 @@ class LanguageConfig:
 
     def __post_init__(self):
         sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
-        _check_range(self, 1, math.inf, *sizes)
+        _check_range(self, 1, math.inf, *sizes, "rope_theta")
+        _check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.")
+        if self.width // self.heads % 2:
+            raise ConfigError(f"width {self.width} / heads {self.heads} is odd: rotary positions need an even width.")
 
 
 @dataclass(frozen=True)
@@ -243,6 +261,7 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
+        _check_range(self, -math.inf, math.inf, "select_layer")
         _check_choice("projector", self.projector, PROJECTORS)
         _check_choice("template", self.template, TEMPLATES)
         _check_choice("stage1_template", self.stage1_template, TEMPLATES)

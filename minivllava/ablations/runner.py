@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from minivllava.ablations.cell import run_cell
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.settings import Settings, cell_key
-from minivllava.errors import CheckpointError, ConfigError, DivergedError, MinivllavaError
+from minivllava.errors import CheckpointError, ConfigError, DivergedError
 from minivllava.files import write_json
 
 
@@ -155,7 +155,7 @@ def _work(todo: list[Cell], parts: Parts):
             try:
                 result = run_cell(cell.settings, cell.seed, parts)
             except DivergedError as error:
-                raise MinivllavaError(
+                raise DivergedError(
                     f"{cell.arm}, seed {cell.seed}: {error} No seed is left out of a study, so change the recipe of "
                     "all arms, e.g. --set stage2.learning_rate*=0.5."
                 ) from error

@@ -130,7 +130,7 @@ def load_vllava(
     _check_vocabulary(tokenizer, config.language.vocab_size, source)
     if quantize is not None:  # on the CPU first, so that a device needs memory for the rounded weights alone
         usable_device(device)
-        _described(source, lambda: require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name))
+        _fitting(source, lambda: require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name))
         model = _build(VideoLLaVA, config, source, parts, "cpu", dtype, tokenizer=tokenizer)
         round_weights(model.language_model, quantize, device)
         model.to(device)
@@ -156,6 +156,8 @@ def load_languagebind(
             return languagebind_parts(source, names)
     else:
         raise _unknown(source, "languagebind", "or LanguageBind's own")
+    if type(config.embed_dim) is not int or config.embed_dim < 1:
+        raise _unfit(source, f"the joint space is {config.embed_dim!r} wide: a whole number of at least 1 is needed")
     _check_vocabulary(tokenizer, config.text.vocab_size, source)
     return _build(LanguageBind, config, source, parts, device, dtype), tokenizer
 
@@ -184,7 +186,7 @@ def _build(model_type, config, source: Source, parts: Callable, device, dtype, *
     dtype = as_dtype(dtype)
     usable_device(device)
     with torch.device("meta"), WithoutFirstWeights():
-        model = _described(source, lambda: model_type(config, **arguments))
+        model = _fitting(source, lambda: model_type(config, **arguments))
     require_memory(count_weights(model), dtype, device, source.name)
     return fill(model, parts(model.state_dict()), device, dtype)
 
@@ -247,15 +249,27 @@ def _parts(source: Source, names: Callable[[Iterable[str]], dict], spelling: Cal
     return lambda ours: [Part(Weights(source.weights_folder(), spelling), names(ours))]
 
 
-def _described(source: Source, build: Callable):
-    """What a config.json describes. Raises CheckpointError that names the file."""
+def _described(source: Source, read: Callable):
+    """The config that a config.json describes. Raises CheckpointError that names the file."""
     try:
-        return build()
+        return read()
     except CheckpointError:
         raise
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{source.folder / 'config.json'} does not fit this version: {reason}") from error
+        raise _unfit(source, reason) from error
+
+
+def _fitting(source: Source, build: Callable):
+    """What is built from a config. Raises CheckpointError that names the file for parts that refuse their config."""
+    try:
+        return build()
+    except ConfigError as error:
+        raise _unfit(source, error) from error
+
+
+def _unfit(source: Source, reason) -> CheckpointError:
+    return CheckpointError(f"{source.folder / 'config.json'} does not fit this version: {reason}")
 
 
 def _unknown(source: Source, kind: str, others: str) -> CheckpointError:
