@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, check_choice
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, each colour's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -17,6 +17,7 @@ TOWER_SIZES = (
     "image_size", "patch_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
 )  # fmt: skip
 ACTIVATIONS = ("gelu", "quick_gelu")  # models/layers.py
+FRAME_SAMPLINGS = ("linspace", "arange", "opencv")  # data/media.py
 TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
 
 
@@ -33,11 +34,6 @@ def _check_range(config, low: float, high: float, *names: str):
 def _check_heads(width: int, heads: int):
     if width % heads:
         raise ConfigError(f"width {width} is not a multiple of heads {heads}.")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]):
-    if value not in choices:
-        raise ConfigError(f"There is no {name} {value!r}; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class VisionConfig:
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -142,11 +138,7 @@ class VisionTowerConfig:
         for name, size in self.tower.items():
             if name in TOWER_SIZES and (not isinstance(size, int) or size < 1):
                 raise ConfigError(f"The tower's {name} is {size!r}: use a whole number of at least 1.")
-        if self.tower["model_type"] not in VISION_TOWERS:
-            raise ConfigError(
-                f"{self.tower['model_type']!r} is no vision tower that fits here; choose one of "
-                f"{', '.join(VISION_TOWERS)}."
-            )
+        check_choice("vision tower", self.tower["model_type"], VISION_TOWERS)
 
 
 @dataclass(frozen=True)
@@ -166,7 +158,7 @@ class TextConfig:
         _check_range(self, 1, math.inf, "vocab_size", "context", "width", "layers", "heads", "mlp_width")
         _check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -185,8 +177,7 @@ class RopeScaling:
     original_context: int = 8192
 
     def __post_init__(self):
-        if self.kind not in ("linear", "llama3"):
-            raise ConfigError(f"There is no rope scaling {self.kind!r}; choose linear or llama3.")
+        check_choice("rope scaling", self.kind, ("linear", "llama3"))
         _check_range(self, 1e-6, math.inf, "factor", "low_freq_factor", "high_freq_factor")
         _check_range(self, 1, math.inf, "original_context")
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
@@ -262,13 +253,13 @@ class ModelConfig:
     def __post_init__(self):
         _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
         _check_range(self, -math.inf, math.inf, "select_layer")
-        _check_choice("projector", self.projector, PROJECTORS)
-        _check_choice("template", self.template, TEMPLATES)
-        _check_choice("stage1_template", self.stage1_template, TEMPLATES)
-        _check_choice("aspect", self.aspect, ("pad", "square"))
-        _check_choice("stage1_aspect", self.stage1_aspect, ("pad", "square"))
-        _check_choice("clip_resize", self.clip_resize, ("bilinear", "bicubic"))
-        _check_choice("frame_sampling", self.frame_sampling, ("linspace", "arange", "opencv"))
+        check_choice("projector", self.projector, PROJECTORS)
+        check_choice("template", self.template, TEMPLATES)
+        check_choice("stage1_template", self.stage1_template, TEMPLATES)
+        check_choice("aspect", self.aspect, ("pad", "square"))
+        check_choice("stage1_aspect", self.stage1_aspect, ("pad", "square"))
+        check_choice("clip_resize", self.clip_resize, ("bilinear", "bicubic"))
+        check_choice("frame_sampling", self.frame_sampling, FRAME_SAMPLINGS)
         if self.image.temporal:
             raise ConfigError("image.temporal is on: an image has one frame, so only video.temporal can be.")
         if self.video.masked:
@@ -362,7 +353,7 @@ class TrainingConfig:
         _check_range(self, 0, math.inf, "steps", "learning_rate", "projector_learning_rate", "weight_decay")
         _check_range(self, 0, math.inf, "clip_norm", "lora_rank", "lora_alpha", "recomputed_layers")
         _check_range(self, 0, 1, "warmup", "lora_dropout")
-        _check_choice("precision", self.precision, ("no", "bf16", "fp16"))
+        check_choice("precision", self.precision, ("no", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)

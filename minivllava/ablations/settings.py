@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
 from minivllava.data import build
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, check_choice
 from minivllava.presets import preset
 
 VERSION = 1  # of what a cell does with its settings: another number, and every cell is computed again
@@ -55,9 +55,7 @@ class Settings:
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(repr(choice) for choice in choices)
-                raise ConfigError(f"There is no {name} {getattr(self, name)!r}; choose one of {listed}.")
+            check_choice(name, getattr(self, name), choices)
         for name in ("data1", "data2"):
             mixture = getattr(self, name)
             if not (0 <= mixture.images <= 1 and 0 <= mixture.clips <= 1 and mixture.budget >= 0):
@@ -84,7 +82,7 @@ def base_settings(name: str) -> Settings:
     elif name == "sample":  # seconds: to see that all of it runs
         world, stage1, stage2 = replace(recipe.world, test=6), recipe.stage1, recipe.stage2
     else:
-        raise ConfigError(f"The ablations have no budget for the preset {name!r}; choose sample, tiny or small.")
+        check_choice("budget of the ablations for the preset", name, ("sample", "tiny", "small"))
     return Settings(recipe.model, world, stage1, stage2, recipe.align_image, recipe.align_video, recipe.language)
 
 

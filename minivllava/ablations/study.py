@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from minivllava.ablations.settings import Settings
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, check_choice
 from minivllava.overrides import override
 
 METRICS = {
@@ -105,10 +105,8 @@ def load_study(name: str | Path) -> Study:
     Raises ConfigError, listing the names there are, or naming the file and what is wrong with it.
     """
     own = str(name).endswith(".toml")
-    if not own and name not in study_names():
-        raise ConfigError(
-            f"There is no study {str(name)!r}; choose one of {', '.join(study_names())}, or name a .toml file."
-        )
+    if not own:
+        check_choice("study", str(name), [*study_names(), "a .toml file of your own"])
     file = Path(name) if own else _folder() / f"{name}.toml"
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -25,8 +25,8 @@ from minivllava.config import (
     VisionTowerConfig,
 )
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface, one_line
+from minivllava.errors import CheckpointError, ConfigError, short_reason
+from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface
 from minivllava.models.projector import build_projector
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
@@ -197,7 +197,9 @@ def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
             folder, output_loading_info=True, dtype=dtype, trust_remote_code=False, ignore_mismatched_sizes=True
         )
     except Exception as error:  # of many types
-        raise CheckpointError(f"{folder} cannot be read by transformers ({one_line(error)}): copy it again.") from error
+        raise CheckpointError(
+            f"{folder} cannot be read by transformers ({short_reason(error)}): copy it again."
+        ) from error
     problems = [f"missing {key}" for key in told["missing_keys"]]
     problems += [f"{key} is {tuple(is_)}, not {tuple(wanted)}" for key, is_, wanted in told["mismatched_keys"]]
     problems += [f"unexpected {key}" for key in told["unexpected_keys"] if not key.startswith(TEXT_PARTS)]
@@ -215,7 +217,7 @@ def _described_weights(kind, folder: Path) -> int:
         model.tie_weights()
     except Exception as error:  # of many types
         raise CheckpointError(
-            f"{folder} cannot be read by transformers ({one_line(error)}): name another model, or copy it again."
+            f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
     return sum(p.numel() for p in model.parameters())
 
@@ -228,7 +230,7 @@ def _their_config(folder: Path, vision: bool = False):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many types
         raise CheckpointError(
-            f"{folder} cannot be read by transformers ({one_line(error)}): name another model, or copy it again."
+            f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
     if getattr(config, "quantization_config", None):
         raise ConfigError("The weights are quantised: name the model in full precision, and quantise it at load.")

@@ -25,7 +25,7 @@ from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
 from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError
+from minivllava.errors import CheckpointError, ConfigError, short_reason
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
@@ -205,8 +205,9 @@ def usable_device(device: str | torch.device | None) -> str | torch.device:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"The device {device} cannot be used here ({reason}): use another, such as cpu.") from error
+        raise ConfigError(
+            f"The device {device} cannot be used here ({short_reason(error)}): use another, such as cpu."
+        ) from error
     return device
 
 

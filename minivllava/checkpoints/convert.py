@@ -21,7 +21,7 @@ from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError
+from minivllava.errors import CheckpointError, ConfigError, check_choice
 from minivllava.models.language import LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 
@@ -48,8 +48,7 @@ def convert(
     has no place for. options: those of `load_vllava`. Raises CheckpointError for a checkpoint that cannot be read, or
     not be written without a loss.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    check_choice("layout", layout, LAYOUTS)
     if Path(out).exists():
         raise ConfigError(f"{out} is there already: name a new folder, or delete that one.")
     found = Source.find(source)

@@ -12,8 +12,8 @@ from torch import nn
 from minivllava.checkpoints.memory import require_bytes
 from minivllava.checkpoints.weights import WithoutFirstWeights, count_weights
 from minivllava.config import ModelConfig
-from minivllava.errors import ConfigError
-from minivllava.models.pretrained import linear_layers, one_line
+from minivllava.errors import ConfigError, check_choice, short_reason
+from minivllava.models.pretrained import linear_layers
 from minivllava.models.vllava import VideoLLaVA
 
 QUANTIZATIONS = ("int8", "int4")
@@ -22,8 +22,7 @@ GROUPS = (128, 64, 32)  # weights that share a scale in int4
 
 def require_torchao(kind: str):
     """Raises ConfigError for a kind that there is not, or where `torchao` is missing."""
-    if kind not in QUANTIZATIONS:
-        raise ConfigError(f"There is no quantisation {kind!r}; choose one of {', '.join(QUANTIZATIONS)}.")
+    check_choice("quantisation", kind, QUANTIZATIONS)
     try:
         import torchao.quantization  # noqa: F401
     except ImportError as error:
@@ -63,7 +62,7 @@ def quantize(language_model: nn.Module, kind: str, device: str | torch.device) -
     try:
         quantize_(language_model, recipe, filter_fn=lambda module, name: name in layers, device=device)
     except (ImportError, NotImplementedError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"torchao cannot do {kind} here ({one_line(error)}): try int8, or none.") from error
+        raise ConfigError(f"torchao cannot do {kind} here ({short_reason(error)}): try int8, or none.") from error
     language_model.quantized = kind
     return language_model
 

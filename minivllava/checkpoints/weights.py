@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, short_reason
 from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 
@@ -209,7 +209,7 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{file} is truncated or no PyTorch file ({_first_line(error)}): copy it again."
+            f"{file} is truncated or no PyTorch file ({short_reason(error, 120)}): copy it again."
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} holds more than named tensors: name a folder of model weights alone.")
@@ -300,7 +300,3 @@ def _bytes(entry: Entry) -> int:
     for side in entry.shape:
         count *= side
     return count * (entry.dtype.itemsize if entry.dtype else 8)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from minivllava.data.chat_template import chat_pieces
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import ConfigError, ContextLengthError, DataError
+from minivllava.errors import ContextLengthError, DataError, check_choice
 
 IGNORE = -100  # label of a token that is not learned
 VISUAL = -200  # input id in the place of a visual token
@@ -48,8 +48,7 @@ TEMPLATES = {
 
 def template(name: str) -> Template:
     """The template called `name`. Raises ConfigError that lists the names there are."""
-    if name not in TEMPLATES:
-        raise ConfigError(f"There is no conversation template {name!r}; choose one of {', '.join(TEMPLATES)}.")
+    check_choice("conversation template", name, TEMPLATES)
     return TEMPLATES[name]
 
 

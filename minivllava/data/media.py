@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from minivllava.config import FRAME_SAMPLINGS
 from minivllava.data.containers import declared_size, decord_is_right
-from minivllava.errors import ConfigError, MediaError
+from minivllava.errors import ConfigError, MediaError, check_choice, short_reason
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # an image or a clip: only the content tells
@@ -72,13 +73,11 @@ def frame_indices(total: int, frames: int, sampling: str = "linspace") -> np.nda
         raise MediaError("It has no frames: export the clip again.")
     if frames < 1:
         raise ConfigError(f"frames={frames}: ask for at least 1 frame.")
-    if sampling == "linspace":
-        return np.linspace(0, total - 1, frames, dtype=np.int64)
+    check_choice("sampling", sampling, FRAME_SAMPLINGS)
     if sampling == "arange":
         return np.arange(0, total, total / frames)[:frames].astype(np.int64)
-    if sampling == "opencv":
-        return np.linspace(0, max(0, total - 5), frames, dtype=np.int64)
-    raise ConfigError(f"sampling={sampling!r}: choose linspace, arange or opencv.")
+    last = total - 1 if sampling == "linspace" else max(0, total - 5)
+    return np.linspace(0, last, frames, dtype=np.int64)
 
 
 def read_video(
@@ -91,11 +90,10 @@ def read_video(
     MediaError on anything but a whole clip.
     """
     readers = {"decord": _read_decord, "pyav": _read_pyav, "pil": _read_pil}
-    if backend is not None and backend not in readers:
-        raise ConfigError(f"backend={backend!r}: choose one of {', '.join(readers)}, or None.")
+    check_choice("backend", backend, (*readers, None))
     if frames is not None and frames < 1:
         raise ConfigError(f"frames={frames}: ask for at least 1 frame, or None for all.")
-    frame_indices(1, 1, sampling)  # no such sampling is an error of the caller, not of a reader
+    check_choice("sampling", sampling, FRAME_SAMPLINGS)  # an error of the caller, not of a reader
 
     def choose(total: int) -> np.ndarray:
         return frame_indices(total, total if frames is None else frames, sampling)
@@ -258,6 +256,6 @@ def _reason(error: Exception) -> str:
         return "not installed"
     if isinstance(error, Image.UnidentifiedImageError):
         return "in no format that Pillow knows"
-    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    text = getattr(error, "strerror", None) or short_reason(error).partition(" Stack trace")[0]
     text = re.sub(r"\[[\d:]+\] \S+: |Check failed: .*?\(\S+ vs\. \S+\) ", "", text)
     return text.strip(" .")[:80] or type(error).__name__

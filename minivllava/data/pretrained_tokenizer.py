@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, short_reason
 
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")  # what transformers notes of where the files were found
 
@@ -62,8 +62,9 @@ class PretrainedTokenizer(Tokenizer):
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         except Exception as error:  # transformers raises many kinds
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{folder} holds no tokenizer that can be read ({reason}): copy it again.") from error
+            raise CheckpointError(
+                f"{folder} holds no tokenizer that can be read ({short_reason(error)}): copy it again."
+            ) from error
 
     def __len__(self) -> int:
         return len(self.backend)

@@ -22,7 +22,7 @@ from minivllava.checkpoints.storage import read_card
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.conversation import PLACEHOLDERS, placeholders
 from minivllava.data.dataset import load_pixels, load_records
-from minivllava.errors import ConfigError, DataError
+from minivllava.errors import ConfigError, DataError, check_choice
 from minivllava.files import write_json
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
@@ -45,8 +45,7 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
-    if view not in VIEWS:
-        raise ConfigError(f"There is no view {view!r}; choose one of {', '.join(VIEWS)}.")
+    check_choice("view", view, VIEWS)
     if load is not None and view != "model":
         raise ConfigError(f"The view {view!r} encodes files itself: leave load out, which gives them as they are.")
     visuals = load or _Visuals(model, view)
