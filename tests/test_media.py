@@ -604,7 +604,7 @@ def test_image_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
     padded = preprocess_image(np.full((32, 64, 3), 200, np.uint8), 64, "pad")
     assert padded[:, :16].abs().max() < 0.02 and padded[:, 48:].abs().max() < 0.02
     assert torch.allclose(restored(padded)[:, 16:48], torch.tensor(200.0), atol=1e-3)
-    with pytest.raises(ConfigError, match="square or pad"):
+    with pytest.raises(ConfigError, match="choose one of square, pad"):
         preprocess_image(image, 32, "stretch")
 
 

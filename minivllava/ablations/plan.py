@@ -84,14 +84,14 @@ def plan_study(
     return StudyPlan(study.name, study.title, tuple(plans), missing)
 
 
-def grid_costs(preset: str, parts: Parts, known: dict[str, dict], seeds: int = 5, run: bool = False) -> dict:
+def grid_costs(preset: str, parts: Parts, known: dict[str, dict], run: bool = False) -> dict:
     """For `minivllava bench`: how many cells all studies have, what one takes and what all take here, and what the
     known ones took where they were computed (machine -> how many, and the median of their minutes).
 
     All is estimated but for the known ones; with `run` one cell is computed, and timed. Its features may be cached, as
     they are for every arm but the first of an encoder.
     """
-    settings = base_settings(preset)
+    settings, seeds = base_settings(preset), 5  # as many as `minivllava ablate` takes
     rate = measured_rate(settings.model.language, parts.device)
     counted: set[str] = set()
     plans = [plan_study(load_study(name), settings, seeds, parts, rate, {}, counted) for name in study_names()]

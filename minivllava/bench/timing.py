@@ -12,6 +12,7 @@ PEAKS = {
     "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
 
+PEER = "transformers"
 H100 = PEAKS["H100"], 3.35e12  # FLOPs and bytes a second, by the data sheet
 
 
@@ -38,14 +39,14 @@ def in_turns(runs: dict[str, Callable], rounds: int, device: torch.device) -> di
     return seconds
 
 
-def ratios(seconds: dict[str, list[float]], peer: str = "transformers") -> dict:
-    """`ms`: each run's median; `ratio`: how many times as long the peer takes, the median over rounds; `between`:
-    the quartiles of these. Both are empty where the peer did not run."""
+def ratios(seconds: dict[str, list[float]]) -> dict:
+    """`ms`: each run's median; `ratio`: how many times as long the PEER takes, the median over rounds; `between`: the
+    quartiles of these. The last two are empty if the peer did not run."""
     row = {"ms": {name: 1000 * median(times) for name, times in seconds.items()}, "ratio": {}, "between": {}}
     for name, times in seconds.items():
-        if name == peer or peer not in seconds:
+        if name == PEER or PEER not in seconds:
             continue
-        rounds = [theirs / ours for ours, theirs in zip(times, seconds[peer], strict=True)]
+        rounds = [theirs / ours for ours, theirs in zip(times, seconds[PEER], strict=True)]
         row["ratio"][name] = median(rounds)
         if len(rounds) > 1:
             low, _, high = quantiles(rounds, n=4, method="inclusive")

@@ -113,7 +113,7 @@ def losses(config: ModelConfig) -> list[str]:
     return lost
 
 
-def save_port(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = None, lossy: bool = False) -> Report:
+def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Report:
     """Writes a Video-LLaVA as the port to `transformers`, all or nothing; with its tokenizer, where it has one.
 
     The port needs placeholder tokens. Where the vocabulary has none, `<image>`, `<video>` and `<pad>` are added,
@@ -137,26 +137,24 @@ def save_port(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = N
         if name in tensors:
             tensors[name] = _with_rows(tensors[name], vocabulary)
     names = huggingface.names(tensors, tower="vision_model.")
-    card = huggingface.port_card(config, vocabulary, tokens, dtype or next(model.parameters()).dtype)
+    card = huggingface.port_card(config, vocabulary, tokens, next(model.parameters()).dtype)
     card["text_config"] |= _ends(model.tokenizer)
     files = {"config": card, "generation_config": _ends(model.tokenizer)} | huggingface.processor_cards(config)
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
-    _write(path, renamed, files, model.tokenizer and port_tokenizer(model.tokenizer, tokens), dtype)
+    _write(path, renamed, files, model.tokenizer and port_tokenizer(model.tokenizer, tokens))
     return Report("video-llava", len(tensors), lost)
 
 
-def save_llama(
-    model: LanguageModel, path: str | Path, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
-) -> Report:
+def save_llama(model: LanguageModel, path: str | Path, tokenizer: Tokenizer | None = None) -> Report:
     """Writes a language model as `LlamaForCausalLM`, all or nothing; with its tokenizer, where it has one."""
     tensors = {name: t for name, t in gathered(model.state_dict()).items() if name not in model.tied}
     names = huggingface.language_names(tensors)
-    dtype_name = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
+    dtype_name = str(next(model.parameters()).dtype).removeprefix("torch.")
     card = huggingface.language_card(model.config, model.config.vocab_size) | _ends(tokenizer)
     card |= {"architectures": ["LlamaForCausalLM"], "dtype": dtype_name, "torch_dtype": dtype_name}
     files = {"config": card, "generation_config": _ends(tokenizer)}
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
-    _write(path, renamed, files, tokenizer and port_tokenizer(tokenizer, {}), dtype)
+    _write(path, renamed, files, tokenizer and port_tokenizer(tokenizer, {}))
     return Report("language", len(tensors))
 
 
@@ -165,11 +163,11 @@ def _ends(tokenizer: Tokenizer | None) -> dict[str, int]:
     return {"bos_token_id": bos, "eos_token_id": eos}
 
 
-def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict], tokenizer, dtype: torch.dtype | None):
+def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict], tokenizer):
     """Tensors, JSON files and a tokenizer of `transformers`, as one folder that is whole or not there."""
 
     def write(folder: Path):
-        save_shards(tensors, folder, dtype, alias=False)
+        save_shards(tensors, folder, alias=False)
         for name, values in files.items():
             (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
         if tokenizer is not None:

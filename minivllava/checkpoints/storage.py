@@ -73,11 +73,11 @@ def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None):
+def save_tensors(tensors: dict[str, Tensor], path: Path):
     """Writes tensors to a safetensors file; one that equals an earlier one is noted as its alias."""
     aliases = find_aliases(tensors)
     kept = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-    _save_file(kept, path, dtype, {"aliases": json.dumps(aliases)})
+    _save_file(kept, path, None, {"aliases": json.dumps(aliases)})
 
 
 def save_shards(

@@ -49,7 +49,6 @@ def cache_media(
     config: ModelConfig,
     encode: Callable[[Tensor], Tensor] | None = None,
     fingerprint: str = "",
-    frames: int | None = None,
     batch_size: int = 32,
     dtype: str = "float32",
     progress: bool = True,
@@ -63,10 +62,9 @@ def cache_media(
     from tqdm.auto import tqdm
 
     files = sorted(files)  # the same files in another order are the same cache
-    frames = frames or config.video.frames
     vision = config.image if kind == "image" else config.video
     stamps = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-    how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, frames, dtype]
+    how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, config.video.frames, dtype]
     how += [] if config.antialias else ["not antialiased"]
     how += [] if config.clip_resize == "bilinear" else [config.clip_resize]
     key = json.dumps([VERSION, kind, *how, fingerprint, stamps])
@@ -76,7 +74,7 @@ def cache_media(
     if not files:
         return MediaCache(np.zeros(0), rows)
     if not path.exists():
-        load = partial(load_pixels, kind=kind, config=config, frames=frames)
+        load = partial(load_pixels, kind=kind, config=config, frames=config.video.frames)
         bar = tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with bar, FileLock(path.with_suffix(".lock")):  # of several processes one fills it, and the others wait

@@ -18,10 +18,12 @@ from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.loop import Task, shuffled_batches, train
 
+TOKENIZER_TEXTS = 5000  # conversations that the tokenizer is made from
 
-def train_tokenizer(records, vocab_size: int, sample: int = 5000) -> Tokenizer:
-    """Byte-level BPE on the first `sample` conversations of a text-only set."""
-    rows = records.select(range(min(sample, len(records))))
+
+def train_tokenizer(records, vocab_size: int) -> Tokenizer:
+    """Byte-level BPE on the first TOKENIZER_TEXTS conversations of a text-only set."""
+    rows = records.select(range(min(TOKENIZER_TEXTS, len(records))))
     texts = (f" {turn['value']} USER: ASSISTANT:" for row in rows for turn in row["conversations"])
     return Tokenizer.train(texts, vocab_size)
 
