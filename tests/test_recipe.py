@@ -25,7 +25,7 @@ from minivllava.overrides import to_dict
 from minivllava.presets import preset
 from minivllava.training import plan as plan_module
 from minivllava.training import recipe as recipe_module
-from minivllava.training.language import only
+from minivllava.training.loop import freeze_all_but
 from minivllava.training.lora import lora
 from minivllava.training.plan import PARTS, plan_recipe, weight_memory
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
@@ -289,7 +289,7 @@ def test_the_planned_memory_is_that_of_the_tensors(stage, rank):
     model = VideoLLaVA(preset("tiny").model)
     training = replace(preset("tiny").stage2, lora_rank=rank)
     planned = weight_memory(model, training, stage)
-    only(model, model.projector, *([model.language_model] if stage == "stage2" and not rank else []))
+    freeze_all_but(model, model.projector, *([model.language_model] if stage == "stage2" and not rank else []))
     with lora(model.language_model, training) if rank else nullcontext():
         model.projector.requires_grad_(True)
         kept = [p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters()]

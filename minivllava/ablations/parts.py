@@ -36,8 +36,8 @@ from minivllava.models.vision import VideoEncoder
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video, contrastive_task
-from minivllava.training.language import only, pretrain_language
-from minivllava.training.loop import train
+from minivllava.training.language import pretrain_language
+from minivllava.training.loop import freeze_all_but, train
 from minivllava.training.mae import MaskedAutoencoder, pretrain_mae
 
 
@@ -180,7 +180,7 @@ class Parts:
         model = LanguageBind(LanguageBindConfig({"depth": _shape(config.image)}, shipped.config.text, config.embed_dim))
         weights = {name.replace(".image.", ".depth."): tensor for name, tensor in shipped.state_dict().items()}
         model.load_state_dict({name: tensor for name, tensor in weights.items() if ".video." not in name})
-        only(model, model.encoders["depth"], model.projections["depth"])
+        freeze_all_but(model, model.encoders["depth"], model.projections["depth"])
         model.logit_scale.requires_grad_(True)
         files = unique_files(records, "image")
         cache = cache_media(files, "image", config, dtype="float16", progress=self.progress)

@@ -40,7 +40,7 @@ from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import recompute
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
-from minivllava.training.language import only
+from minivllava.training.loop import freeze_all_but
 
 STATES = 4  # numbers for each weight in stage 2: itself, its gradient and AdamW's two moments
 TRAINING_BATCH = {1: 8, 2: 4}  # conversations in a step of each stage
@@ -158,7 +158,7 @@ def _answering(
 def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds: int, peak: float) -> dict:
     """The row of one stage: whole steps, with AdamW, of both models. They share their weights, so also its state."""
     x = Inputs(model.config, batch, next(model.projector.parameters()))
-    only(model, model.projector, *([model.language_model] if stage == 2 else []))
+    freeze_all_but(model, model.projector, *([model.language_model] if stage == 2 else []))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=x.ids.is_cuda)
     decoder = model.language_model

@@ -16,7 +16,7 @@ from minivllava.data.dataset import Conversations, collate
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.training.loop import Task, shuffled_batches, train
+from minivllava.training.loop import Task, freeze_all_but, shuffled_batches, train
 
 TOKENIZER_TEXTS = 5000  # conversations that the tokenizer is made from
 
@@ -39,7 +39,7 @@ def conversation_task(dataset: Conversations, config: TrainingConfig, decodes: b
         return model(batch.input_ids, batch.visuals, batch.labels)
 
     return Task(
-        plan=shuffled_batches(len(dataset), config.batch_size, config.seed),
+        sampler=shuffled_batches(len(dataset), config.batch_size, config.seed),
         collate=lambda indices: collate(list(read(dataset.__getitem__, indices.tolist()))),
         count=lambda batch: int((batch.labels[:, 1:] != IGNORE).sum()),
         loss=loss,
@@ -62,12 +62,5 @@ def pretrain_language(
         raise DataError(f"{path}: language pre-training reads text alone; leave records with media out.")
 
     dataset = Conversations(records, model.tokenizer, model.config, no_visual)
-    only(model, model.language_model)
+    freeze_all_but(model, model.language_model)
     return train(model, conversation_task(dataset, config), config, folder, "language", device, progress)
-
-
-def only(model: nn.Module, *parts: nn.Module):
-    """Lets exactly these parts of a model learn."""
-    model.requires_grad_(False)
-    for part in parts:
-        part.requires_grad_(True)

@@ -20,8 +20,8 @@ from minivllava.data.dataset import Conversations, Load, load_pixels, unique_fil
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
-from minivllava.training.language import conversation_task, only
-from minivllava.training.loop import accelerator_for, shuffled_batches, train
+from minivllava.training.language import conversation_task
+from minivllava.training.loop import accelerator_for, freeze_all_but, shuffled_batches, train
 from minivllava.training.lora import lora
 
 
@@ -45,7 +45,7 @@ def stage1(
     load = load or _visuals(model, records, config, cached, model.config.stage1_aspect, device, progress)
     dataset = Conversations(records, model.tokenizer, model.config, load, model.config.stage1_template, cut)
     task = conversation_task(dataset, config, decodes=not cached)
-    only(model, model.projector)
+    freeze_all_but(model, model.projector)
     with _recomputing(model.language_model, config):
         return train(model, task, config, folder, "stage 1", device, progress)
 
@@ -71,9 +71,9 @@ def stage2(
     dataset = Conversations(records, model.tokenizer, model.config, load, cut=cut)
     task = conversation_task(dataset, config, decodes=not cached)
     if images_first:
-        plan = _images_first(dataset, config, round(images_first * config.steps), task.plan)
-        task = replace(task, plan=plan, data=f"{task.data}, {images_first:g} images first")
-    only(model, model.projector, model.language_model)
+        sampler = _images_first(dataset, config, round(images_first * config.steps), task.sampler)
+        task = replace(task, sampler=sampler, data=f"{task.data}, {images_first:g} images first")
+    freeze_all_but(model, model.projector, model.language_model)
     adapters = lora(model.language_model, config) if config.lora_rank else nullcontext()
     with adapters, _recomputing(model.language_model, config):
         return train(model, task, config, folder, "stage 2", device, progress)
@@ -103,7 +103,7 @@ def _recomputing(language_model, config: TrainingConfig):
 
 
 def _images_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
-    """A plan that takes no clips in its first `steps` steps. Raises DataError where every record has one."""
+    """A sampler that takes no clips in its first `steps` steps. Raises DataError if every record has one."""
     still = [i for i, visuals in enumerate(dataset.visuals) if all(kind == "image" for _, kind in visuals)]
     if not still:
         raise DataError("Every record has a clip, and stage 2 is to begin on images: set images_first to 0.")

@@ -20,7 +20,7 @@ from minivllava.errors import CheckpointError
 from minivllava.overrides import to_dict
 
 
-class Window:
+class LogWindow:
     """What happened since the last line of the log."""
 
     def __init__(self):
@@ -67,7 +67,7 @@ class State:
         without_effect = ["checkpoint_every"] + ([] if config.lora_rank else ["lora_alpha", "lora_dropout"])
         self.config = {name: value for name, value in self.config.items() if name not in without_effect}
 
-    def save(self, step: int, log: list[dict], window: Window):
+    def save(self, step: int, log: list[dict], window: LogWindow):
         moments = {
             f"{key}.{name}": self.optimizer.state[p][key]
             for name, p in self.parameters.items()
@@ -92,7 +92,7 @@ class State:
 
         write_folder(self.folder, write)
 
-    def load(self, window: Window) -> tuple[int, list[dict]]:
+    def load(self, window: LogWindow) -> tuple[int, list[dict]]:
         """(first step to do, log so far); puts weights, moments and what the log's next line has so far in place."""
         recover_folder(self.folder)
         if not self.folder.exists():
