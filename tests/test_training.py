@@ -219,7 +219,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 @pytest.mark.parametrize("change", ["batch_size", "accumulation", "log_every", "checkpoint_every"])
 def test_numbers_that_no_run_can_have_are_refused(change):
-    with pytest.raises(ConfigError, match=f"{change} is 0: use a number of at least 1"):
+    with pytest.raises(ConfigError, match=f"{change} is 0: use a whole number of at least 1"):
         training(**{change: 0})
 
 

@@ -1,4 +1,4 @@
-"""Settings: all that decides the numbers of a cell, but its seed and the weights it starts from.
+"""Settings: all that decides the numbers of a cell, except its seed and the weights it starts from.
 
 A study's arms are changes to one base (see overrides.py); FIELD*=FACTOR suits every preset.
 """
@@ -13,7 +13,7 @@ from minivllava.data import build
 from minivllava.errors import ConfigError, check_choice
 from minivllava.presets import preset
 
-VERSION = 1  # of what a cell does with its settings: another number, and every cell is computed again
+VERSION = 1  # raise it when a cell's numbers change with the same settings: every cell is then computed again
 
 CHOICES = {
     "image_encoder": ("bound", "contrastive", "mae"),
@@ -29,7 +29,7 @@ class Mixture:
 
     images: float = 1.0
     clips: float = 1.0
-    budget: float = 1.0  # times the steps that so many records get; 0 leaves the stage out
+    budget: float = 1.0  # times the steps that this many records get; 0 leaves the stage out
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
     for module in model.modules():
         if isinstance(module, LanguageModel | PretrainedLanguageModel):
             module.tie()
-    return model.to(device).eval()  # what no file holds is still where it was made
+    return model.to(device).eval()  # buffers that no file holds are still on the device they were made on
 
 
 def count_weights(model: nn.Module) -> int:

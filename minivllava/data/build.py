@@ -37,7 +37,7 @@ from minivllava.data.siblings import FAMILY, sample_family
 from minivllava.data.text_corpus import text_document
 from minivllava.data.world import HELD_OUT, Scene, generator, sample_scene
 
-VERSION = 2  # of the generator: another number, another folder
+VERSION = 2  # raise it when the world's files change: old folders are then not reused
 FILES = ("text", "align_images", "align_clips", "stage1", "stage2", "validation", "test", "compositional")
 Records = dict[str, list[dict]]  # records by the file they go to
 

@@ -21,7 +21,7 @@ from minivllava.errors import ConfigError, MediaError, check_choice, short_reaso
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # an image or a clip: only the content tells
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv")
-Chooser = Callable[[int], np.ndarray]  # from how many frames there are to which of them to take
+Chooser = Callable[[int], np.ndarray]  # a clip's number of frames -> which of them to take
 
 
 def media_kind(path: str | Path) -> str:

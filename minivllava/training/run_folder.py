@@ -49,7 +49,7 @@ class Run:
         self.barrier()
 
     def _begun(self) -> bool:
-        """Whether anything was trained here: a run that failed before may start anew with another recipe."""
+        """Whether anything was trained here: a run that failed before that may start anew with another recipe."""
         return any(file.is_dir() or file.name == "log.json" for file in self.folder.iterdir())
 
     def done(self, name: str) -> bool:
@@ -86,14 +86,14 @@ class Run:
 
 
 def _completed(key: str, value):
-    """A description that was written before a field was there, with the field's default."""
+    """A description with the default of every field that did not exist when it was written."""
     kind = {"preset": Preset, "training": TrainingConfig}.get(key)
     try:
         return value if kind is None else to_dict(from_dict(kind, value))
-    except ConfigError:  # of a field that is no longer there
+    except ConfigError:  # it has a field that no longer exists
         return value
 
 
 def _read(file: Path) -> dict:
-    """A JSON object; an empty one where there is no file. Raises CheckpointError where it cannot be read."""
+    """A JSON object; an empty one if there is no file. Raises CheckpointError if the file cannot be read."""
     return read_card(file, f"delete {file.parent} to start over") if file.exists() else {}
