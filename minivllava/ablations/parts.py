@@ -44,7 +44,7 @@ from minivllava.training.mae import MaskedAutoencoder, pretrain_mae
 class Parts:
     """The shipped parts of `folder` (`languagebind/`, `language/`), and trained ones, which are kept in `store`.
 
-    device: "cpu" keeps off an accelerator that is there.
+    device: "cpu" leaves an accelerator unused.
     """
 
     def __init__(self, folder: str | Path, store: str | Path, device: str | None = None, progress: bool = True):
@@ -204,7 +204,7 @@ class Parts:
     # keeping them
 
     def _kept(self, kind: str, settings: Settings, make: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Weights that were trained before with these settings, or are now; of several processes one trains."""
+        """Weights trained with these settings, before or now; one process trains them, and others wait for it."""
         key = part_key(kind, settings, self.fingerprint)
         path = self.store / "parts" / f"{kind}-{key}"
         (self.store / "locks").mkdir(parents=True, exist_ok=True)

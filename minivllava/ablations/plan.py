@@ -86,10 +86,10 @@ def plan_study(
 
 def grid_costs(preset: str, parts: Parts, known: dict[str, dict], run: bool = False) -> dict:
     """For `minivllava bench`: how many cells all studies have, what one takes and what all take here, and what the
-    known ones took where they were computed (machine -> how many, and the median of their minutes).
+    known ones took on the machine that computed them (machine -> how many, and the median of their minutes).
 
-    All is estimated but for the known ones; with `run` one cell is computed, and timed. Its features may be cached, as
-    they are for every arm but the first of an encoder.
+    Everything is estimated except the known cells; with `run` one cell is computed and timed. Its features may be
+    cached, as they are for every arm except the first of an encoder.
     """
     settings, seeds = base_settings(preset), 5  # as many as `minivllava ablate` takes
     rate = measured_rate(settings.model.language, parts.device)
@@ -134,7 +134,7 @@ def measured_rate(language: LanguageConfig, device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         wall, work = time.perf_counter() - began, time.process_time() - worked
-        # of a busy machine, what it would do with nothing else to do
+        # on a busy machine, the time that it would take with nothing else to do
         times.append(min(wall, work / torch.get_num_threads()) if device.type == "cpu" else wall)
     return rows * _training(language, length) / min(times)
 
@@ -175,7 +175,7 @@ def cell_memory(settings: Settings) -> float:
 
 
 def needed_parts(settings: Settings, parts: Parts, seeds: int) -> dict[str, float]:
-    """FLOPs of the parts that these settings start from and that nobody has trained yet, by folder name."""
+    """FLOPs of the parts that these settings start from and that are not trained yet, by folder name."""
     model, recipe = settings.model, settings.align_image
     images = recipe.steps * recipe.batch_size
     image, clip = (3 * encoder_flops(c, t, c.layers) for c, t in ((model.image, 1), (model.video, model.video.frames)))
@@ -215,7 +215,7 @@ def _features_key(settings: Settings) -> str:
 
 
 def _features_minutes(settings: Settings, rate: float) -> float:
-    """To decode every image and clip of the world once and run it through its encoder."""
+    """Minutes that decoding every image and clip of the world once, and encoding it, takes."""
     model, world = settings.model, settings.world
     images, clips = world.images + world.test, 0 if settings.depth else world.clips + world.test
     image, clip = (

@@ -1,4 +1,4 @@
-"""The ten questions and what the finished studies answer: one page, written anew after every study.
+"""The ten questions and what the finished studies answer: one page, written again after every study.
 
 questions.toml holds the questions, and each answer in two sentences, with the verdicts that it was written for. Where
 today's verdicts are others, or a study has not run, the page leaves the claims to speak for themselves.

@@ -112,7 +112,7 @@ def _judged(claim: Claim, cells: list[Cell], found: dict[str, dict]) -> dict:
 
 
 def finished_cells(file: Path) -> dict[str, dict]:
-    """The cells of a results file by key; none where there is no such file. Raises DataError for a broken one."""
+    """The cells of a results file by key; none if there is no such file. Raises DataError for a broken one."""
     if not file.exists():
         return {}
     try:

@@ -105,7 +105,7 @@ def stand_alone() -> tuple[int, int]:
 
 
 def _keep_to_one_gpu(number: int):
-    """Shows this process one GPU alone; nothing may have touched CUDA before."""
+    """Shows this process only one GPU; CUDA must not have been used before."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [name for name in named.split(",") if name] if named else [str(i) for i in range(torch.cuda.device_count())]
     if gpus:
@@ -137,7 +137,7 @@ def _help(number: int, threads: int, todo: list[Cell], folder: Path, store: Path
 
 
 def _end_with_parent():
-    """Ends this process where the one that started it was killed and could not."""
+    """Ends this process if the one that started it was killed and could not end it."""
     parent = multiprocessing.parent_process()
     if parent is None:  # not started by another one
         return
@@ -146,7 +146,7 @@ def _end_with_parent():
 
 
 def _work(todo: list[Cell], parts: Parts):
-    """Computes the cells that no other process is at, then waits for the rest, or takes over what was left."""
+    """Computes the cells that no other process is computing, then waits for the rest, or takes over abandoned ones."""
     from tqdm.auto import tqdm
 
     with tqdm(total=len(todo), desc="cells", unit="cell", disable=not (parts.progress and todo)) as bar:
@@ -167,7 +167,7 @@ def _work(todo: list[Cell], parts: Parts):
 def _free_cells(todo: list[Cell], store: Path) -> Iterator[Cell]:
     """Cells to compute, each locked while it is; first those that are free, then those that others gave up."""
     (store / "locks").mkdir(parents=True, exist_ok=True)
-    for patience in (0, -1):  # do not wait; wait for ever
+    for patience in (0, -1):  # first do not wait; then wait without limit
         for cell in todo:
             try:
                 with FileLock(store / "locks" / f"cell-{cell.key}.lock", timeout=patience):

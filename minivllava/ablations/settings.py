@@ -123,13 +123,13 @@ def _sparse(thing):
 def cell_key(settings: Settings, seed: int, weights: str) -> str:
     """A cell's name: the hash of all that its numbers follow from. weights: of the shipped parts, hashed.
 
-    Recipes that these settings never use are left out: who changes them computes nothing again.
+    Recipes that these settings never use are left out, so that changing them computes nothing again.
     """
     return digest(VERSION, build.VERSION, used(settings), seed, weights)
 
 
 def used(settings: Settings) -> dict:
-    """The fields that matter with these settings, but for those that have their default: plain JSON types."""
+    """The fields that matter with these settings and differ from their defaults, as plain JSON types."""
     bound_here = settings.encoders == "trained"
     images = bound_here or settings.image_encoder != "bound" or settings.depth in ("bound", "mae")
     world = train_world(settings.world)

@@ -6,7 +6,7 @@ from statistics import median, quantiles
 
 import torch
 
-# dense bf16 FLOPs a second, by the makers' data sheets; SXM where there are several
+# dense bf16 FLOPs a second, by the makers' data sheets; SXM if there are several
 PEAKS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
     "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
@@ -62,7 +62,7 @@ def copy_bandwidth(device: torch.device, size: int = 2**31) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192) -> float:
-    """Operations per second of the fastest of ten large matrix products of random numbers."""
+    """FLOPs a second of the fastest of ten large matrix products of random numbers."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / min(in_turns({"product": lambda: a @ b}, 10, device)["product"])
 

@@ -159,7 +159,7 @@ def part_config(folder: str | Path, kind: str):
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
     """A Video-LLaVA of these encoders and this language model; its projector is new (seed 0).
 
-    Sizes are the parts' own, all else is the config's, such as the frames of a clip. Raises ConfigError when the parts
+    Sizes are the parts' own; the rest, such as the frames of a clip, is the config's. Raises ConfigError when the parts
     do not fit each other, or a temporal embedding is not as long as the config's clips.
     """
     frames = config.video.frames

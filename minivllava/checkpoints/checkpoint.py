@@ -64,8 +64,8 @@ def save_model(
     notes: dict | None = None,
     tokenizer: Tokenizer | None = None,
 ):
-    """Writes any of the three kinds of model folder, all or nothing. Of several processes all call it, and one
-    writes."""
+    """Writes any of the three kinds of model folder, all or nothing. If there are several processes, all must call it;
+    one of them writes."""
     kind_of_weights = getattr(getattr(model, "language_model", model), "quantized", None)
     if kind_of_weights:
         raise CheckpointError(f"A model rounded to {kind_of_weights} cannot be saved: save it whole, round at load.")
@@ -200,7 +200,7 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def usable_device(device: str | torch.device | None) -> str | torch.device:
-    """A device by its name; by default a GPU where there is one. Raises ConfigError for one that is not there."""
+    """A device by its name; by default a GPU if there is one. Raises ConfigError for a device that is not there."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()

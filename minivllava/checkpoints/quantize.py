@@ -21,7 +21,7 @@ GROUPS = (128, 64, 32)  # weights that share a scale in int4
 
 
 def require_torchao(kind: str):
-    """Raises ConfigError for a kind that there is not, or where `torchao` is missing."""
+    """Raises ConfigError for a kind that does not exist, or if `torchao` is missing."""
     check_choice("quantisation", kind, QUANTIZATIONS)
     try:
         import torchao.quantization  # noqa: F401

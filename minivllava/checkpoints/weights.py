@@ -20,7 +20,7 @@ from minivllava.errors import CheckpointError, short_reason
 from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 
-# what older versions of transformers stored beside the weights, and every model computes anew
+# older versions of transformers stored these beside the weights; every model computes them itself
 CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 SHOWN = 50  # of the tensors that do not fit; a wrong config can have hundreds
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -39,7 +39,7 @@ class Entry:
 class Weights:
     """The tensors of a checkpoint folder, by name; nothing but their shapes has been read.
 
-    `spelling` turns a stored name into the one it goes by here, where a layout has several. Raises
+    `spelling` turns a stored name into the one used here, if a layout has several spellings. Raises
     CheckpointError for weights that are missing, truncated, or more than tensors.
     """
 
@@ -70,7 +70,7 @@ class Weights:
             sizes = [_bytes(self.entries[name]) for name in wanted]
             room = sum(sizes) if _is_old_pickle(file) else min(256 << 20, max(4 << 20, sum(sizes) // 32))
             for portion in _portions(wanted, sizes, room):
-                # Opened anew for each portion: pages of a mapped file count as memory until it is closed.
+                # Opened again for each portion: pages of a mapped file count as memory until it is closed.
                 stored = _open(file)
                 for name in portion:
                     yield name, stored(self.entries[name].name)

@@ -172,7 +172,7 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
     media = _write_media(config, folder, job.split, job.index, scene)
     if job.split == "train":
         conversation = turns(scene, rng, max(1, config.turns * len(scene.things) // 2), often=OFTEN_SEEN)
-        if rng.random() < 0.1:  # at the end, for a caption answers whatever is asked after it
+        if rng.random() < 0.1:  # at the end, since a caption answers every later question
             conversation[-1] = describe(scene, rng)
         return {
             "stage1": [_record(name, media, [describe(scene, rng)])],
@@ -202,7 +202,7 @@ def _write_media(config: WorldConfig, folder: Path, split: str, index: int, scen
 
 
 def _record(name: str, media: dict[str, str], conversation: list[Turn]) -> dict:
-    """One conversation in LLaVA's format; the placeholder stands before the first question."""
+    """One conversation in LLaVA's format; the placeholder comes before the first question."""
     placeholder = "".join(f"<{kind}>\n" for kind in media if kind != "depth")
     spoken = []
     for turn in conversation:

@@ -1,7 +1,7 @@
 """Conversations to token ids and labels: chat templates, visual placeholders, and which tokens are learned.
 
 The original code sets placeholders and swaps blocks of features in later: in 2023 one for each visual, since 2024
-one for each image or frame. Here each visual stands as a run of -200s, one per visual token, from the start: a
+one for each image or frame. Here each visual is a run of -200s, one per visual token, from the start: a
 sequence has its final length once it is encoded, and splicing is a masked assignment.
 """
 

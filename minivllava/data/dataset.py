@@ -110,8 +110,8 @@ def _row(record, where: str, root: Path) -> dict:
 
 
 def _turns(record: dict, where: str) -> list[dict]:
-    """A record's turns, checked. Of several turns that begin with an answer the first is left out, as the original does
-    with ShareGPT's conversations, whose beginning was cut off."""
+    """A record's turns, checked. If several turns begin with an answer, it is left out, as the original does with
+    ShareGPT's conversations, whose beginning was cut off."""
     turns = record.get("conversations")
     well_formed = isinstance(turns, list) and all(
         isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
@@ -286,7 +286,7 @@ class Batch:
 
 
 def _moved(visuals: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Visuals on a device, those of one shape in one transfer."""
+    """Visuals on a device; all visuals of one shape move in one transfer."""
     if all(visual.device.type == device.type for visual in visuals):
         return visuals
     moved = list(visuals)

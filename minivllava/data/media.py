@@ -49,7 +49,7 @@ def names_media(text: str) -> bool:
 def read_image(path: str | Path) -> np.ndarray:
     """One image as uint8 (h, w, 3), turned upright by its EXIF orientation.
 
-    Transparent pixels are laid on white (the original's `convert("RGB")` shows whatever colour hides beneath)
+    Transparent pixels are laid on white (the original's `convert("RGB")` shows the colour hidden beneath)
     and 16-bit greys keep their upper 8 bits (`convert` would clip nearly all to white). Raises MediaError on
     anything but a whole image; an animation is refused rather than cut to its first frame.
     """
@@ -85,7 +85,7 @@ def read_video(
 ) -> np.ndarray:
     """Uniformly sampled frames of one clip as uint8 (t, h, w, 3), upright; `frames=None` reads all of them.
 
-    `backend` "decord", "pyav" or "pil" forces one reader. Pixels are the same from each, save for chroma
+    `backend` "decord", "pyav" or "pil" forces one reader. All give the same pixels, except for chroma
     interpolation in clips of odd height or more than 8 bits. `sampling` is that of `frame_indices`. Raises
     MediaError on anything but a whole clip.
     """
@@ -105,7 +105,7 @@ def read_video(
     for name in (backend,) if backend else _choose_readers(file):
         try:
             return readers[name](file, choose)
-        except Exception as error:  # decord raises bare Exceptions, PyAV and Pillow whatever a decoder met
+        except Exception as error:  # decord raises bare Exceptions, PyAV and Pillow many types
             reasons.append(f"{name}: {_reason(error)}")
     raise MediaError(
         f"{path} cannot be read as a video ({'; '.join(reasons)}): "
@@ -143,7 +143,7 @@ def _checked(path: str | Path) -> str:
 
 @contextmanager
 def _opened_image(path: str | Path) -> Iterator[Image.Image]:
-    """The image, open; whatever Pillow raises on it, here or later inside the block, becomes MediaError."""
+    """The image, open; everything that Pillow raises on it, here or inside the block, becomes MediaError."""
     try:
         with Image.open(_checked(path)) as image:
             yield image

@@ -1,9 +1,9 @@
 """Text-only conversations, on which the language model learns to read before it learns to see.
 
-The same questions as about images and clips, but the scene is told in words: so the decoder learns from
-text alone to bind a colour to its shape, to count, and to reason from places to relations. A little chat
-keeps it able to answer where there is nothing to look at. Lists are shorter to read and asked more about: of
-their words most are questions that are answered only by finding the thing that they name.
+The questions are those about images and clips, but the scene is told in words: the decoder learns from text alone to
+bind a colour to its shape, to count, and to reason from places to relations. A little chat keeps it able to answer when
+there is nothing to look at. Lists are shorter to read and are asked more about: most of their words are questions that
+are answered only by finding the thing that they name.
 """
 
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
 model            images and clips as they are
 shuffled frames  clips with their frames in random order
-single frame     clips whose middle frame stands in for all of them
+single frame     clips whose middle frame replaces all others
 blind            the question without its image or clip
 majority         the commonest answer in training to the type of question; no model at all
 """
@@ -39,7 +39,7 @@ def evaluate(
     view: one of VIEWS, above. load(path, kind): features that were computed before; of files as they are, so only
     the view "model" takes them.
     Returns dicts of `id`, `kind` ("image", "video", "text"), `file`, `type`,
-    `needs_order`, `question`, `truth`, `answer`, `correct` (equal but for case, spaces and a final stop).
+    `needs_order`, `question`, `truth`, `answer`, `correct` (equal except for case, spaces and a final stop).
     Raises DataError for a record that does not end in an answer, ConfigError for a view that does not exist or does
     not take `load`.
     """
@@ -137,7 +137,7 @@ def majority(records, training) -> list[dict]:
 
 
 def accuracy(predictions: Iterable[dict], **wanted) -> tuple[float | None, int]:
-    """(share correct, how many) of the predictions whose fields have the wanted values; (None, 0) of none."""
+    """(share correct, how many) of the predictions whose fields have the wanted values; (None, 0) if there are none."""
     hits = [p["correct"] for p in predictions if all(p[key] == value for key, value in wanted.items())]
     return (sum(hits) / len(hits) if hits else None), len(hits)
 
@@ -190,7 +190,7 @@ def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None 
 
 
 def known_results(model: VideoLLaVA, world: str | Path, file: str | Path) -> dict | None:
-    """What `evaluate_world` wrote to `file`, where it is of these weights and of this world."""
+    """What `evaluate_world` wrote to `file`, if it is about these weights and this world; else None."""
     if not Path(file).is_file():
         return None
     known = read_card(Path(file), "delete it, to evaluate anew")

@@ -94,7 +94,7 @@ def contrastive_task(
 ) -> Task:
     """Symmetric InfoNCE over pairs of a file and its caption.
 
-    Raises ConfigError where the batch would be cut into parts: each pair must see all others at once.
+    Raises ConfigError if the batch would be cut into parts: each pair must see all others at once.
     """
     if training.accumulation > 1 or training.batch_size > len(files):
         raise ConfigError(
@@ -123,7 +123,7 @@ def contrastive_task(
 
 
 def family_batches(families: list[int], batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """A sampler whose batches hold whole families where those exist (family -1: a record on its own)."""
+    """A sampler whose batches hold whole families, if there are any (family -1: a record on its own)."""
     members: dict[int, list[int]] = {}
     for index, family in enumerate(families):
         members.setdefault(family if family >= 0 else -1 - index, []).append(index)

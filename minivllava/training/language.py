@@ -53,7 +53,7 @@ def pretrain_language(
     model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, device: str | None = None,
     progress: bool = True,
 ) -> list[dict]:  # fmt: skip
-    """Trains `model.language_model` on text-only records; all else stays as it is. Returns the log.
+    """Trains `model.language_model` on text-only records; everything else stays as it is. Returns the log.
 
     folder, device, progress: as `train` takes them. Raises DataError when a record holds a visual.
     """

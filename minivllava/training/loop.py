@@ -72,7 +72,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def scheduled(config: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
     """The recipe for as many steps as `epochs` passes over `records` records take. A batch has at most as many as there
     are, and a number that divides into processes and accumulation steps."""
-    parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # that a batch is cut into
+    parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # each batch is cut into this many
     batch = max(parts, min(config.batch_size, records) // parts * parts)
     return replace(config, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
 
@@ -85,7 +85,7 @@ def freeze_all_but(model: nn.Module, *parts: nn.Module):
 
 
 def check_precision(preset: Preset, stages: Sequence[str]):
-    """Raises ConfigError unless all stages that one process runs have one precision: `accelerate` keeps the first that
+    """Raises ConfigError unless all stages that one process runs have one precision: `accelerate` keeps the first one
     it is given."""
     found = {stage: getattr(preset, stage).precision for stage in stages}
     if len(set(found.values())) > 1:
@@ -94,7 +94,7 @@ def check_precision(preset: Preset, stages: Sequence[str]):
 
 
 def accelerator_for(config: TrainingConfig, device: str | None):
-    """`accelerate` on the device that training uses: an accelerator where there is one, unless `device` is "cpu".
+    """`accelerate` on the device that training uses: an accelerator if there is one, unless `device` is "cpu".
 
     Raises ConfigError for a device that is not there.
     """
@@ -228,7 +228,7 @@ def _batches(task: Task, config: TrainingConfig, accelerator, steps: range) -> I
 
 
 def _ahead(parts_of: Callable[[int], list], steps: range) -> Iterator[list]:
-    """What `parts_of` gives for each step, made in another thread while the step before is computed."""
+    """What `parts_of` gives for each step, made in another thread while the previous step is computed."""
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for step in steps:
@@ -238,8 +238,8 @@ def _ahead(parts_of: Callable[[int], list], steps: range) -> Iterator[list]:
 
 
 def _groups(parameters: dict[str, nn.Parameter], config: TrainingConfig) -> list[dict]:
-    """Weight decay for matrices and tables (embeddings, positions, queries); norms, biases and scales go without. The
-    projector may have a learning rate of its own: `share` is what a group's is of the schedule's."""
+    """Weight decay for matrices and tables (embeddings, positions, queries), none for norms, biases and scales. The
+    projector may have a learning rate of its own: `share` is a group's learning rate divided by the schedule's."""
     share = config.projector_learning_rate / config.learning_rate if config.projector_learning_rate else 1.0
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():

@@ -41,7 +41,7 @@ def train_video_llava(
     """The whole recipe: the parts that are not there yet, then stage 1 and stage 2.
 
     parts: a folder that holds `languagebind/`, `language/` or both, as the paper starts from LanguageBind and
-    Vicuna; the part it lacks is trained, and without a folder both are. more_text: the language model that is there
+    Vicuna; the part it lacks is trained, and without a folder both are. more_text: the language model of that folder
     is pre-trained further, on the preset's texts. Raises CheckpointError when the folder holds neither part, or no
     language model to train further, ConfigError when a part's sizes are not the preset's, and for a recipe that no
     run can have.

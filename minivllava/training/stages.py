@@ -65,7 +65,8 @@ def stage2(
     """Trains projector and language model on conversations; with `config.lora_rank`, the projector and adapters of
     the language model, merged at the end. Returns the log.
 
-    images_first: the share of the steps, from the first on, that take no record with a clip. The others as in `stage1`.
+    images_first: the share of the steps, from the first on, that take no record with a clip. The other arguments are
+    those of `stage1`.
     """
     load = load or _visuals(model, records, config, cached, model.config.aspect, device, progress)
     dataset = Conversations(records, model.tokenizer, model.config, load, cut=cut)
@@ -80,20 +81,20 @@ def stage2(
 
 
 def _visuals(model: VideoLLaVA, records, config: TrainingConfig, cached, aspect, device, progress) -> Load:
-    if cached:  # the encoders compute features where the rest will learn
+    if cached:  # the encoders compute features on the device that training uses
         model.to(accelerator_for(config, device).device)
     return visual_loader(model, records, cached, aspect, progress)
 
 
 def check_recomputation(language_model, config: TrainingConfig):
-    """Raises ConfigError where a language model cannot recompute its activations as the recipe asks for."""
+    """Raises ConfigError if a language model cannot recompute its activations as the recipe asks."""
     with _recomputing(language_model, config):
         pass
 
 
 @contextmanager
 def _recomputing(language_model, config: TrainingConfig):
-    """Activation checkpointing as the recipe asks for, in training alone."""
+    """Activation checkpointing as the recipe asks, for training only."""
     try:
         language_model.recomputed_layers = config.recomputed_layers
         language_model.recompute_elementwise = config.recompute_elementwise
@@ -120,8 +121,8 @@ def visual_loader(
 ) -> Load:
     """load(path, kind) for `Conversations`: features of the frozen encoders from the cache, or pixels.
 
-    aspect: of images, where it is not the config's. Made once for the records of several runs and given to the
-    stages as `load`, it spares each a cache of its own.
+    aspect: of images, if it is not the config's. A loader made once for the records of several runs, and given to the
+    stages as `load`, spares each run a cache of its own.
     """
     config = replace(model.config, aspect=aspect or model.config.aspect)
     if not cached:
@@ -141,7 +142,7 @@ def visual_loader(
 
 
 def features_fingerprint(model: VideoLLaVA, kind: str) -> str:
-    """What the features of images ("image") or clips ("video") follow from, but for the files."""
+    """All that the features of images ("image") or clips ("video") depend on, except the files."""
     config = model.config
     encoder = {"image": model.image_encoder, "video": model.video_encoder}[kind]
     words = [weights_fingerprint(encoder), config.select_layer, config.keep_cls_image, config.keep_cls_video]

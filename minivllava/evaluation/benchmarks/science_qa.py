@@ -5,7 +5,7 @@
     ROOT/problems.json, ROOT/pid_splits.json      the official questions: {"choices", "answer", "image"}; splits
 
 Answers: JSON lines {"question_id", "text"}. The letter of a reply, in this order (line breaks count as ". "):
-the reply is a letter A to E, save for spaces around it; it begins with a letter and ". "; the first "The answer is
+the reply is a letter A to E, except for spaces around it; it begins with a letter and ". "; the first "The answer is
 X." in it; the first "The answer is X". No letter, or one that is no choice, is wrong: so is "A." by itself.
 Source: github haotian-liu/LLaVA, llava/eval/{model_vqa_science,eval_science_qa}.py.
 """
