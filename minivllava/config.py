@@ -341,7 +341,7 @@ class TrainingConfig:
     checkpoint_every: int = 500  # steps
     log_every: int = 10
     seed: int = 0
-    projector_learning_rate: float = 0.0  # of the projector, where it has one of its own; 0: as all else
+    projector_learning_rate: float = 0.0  # of the projector, if it has one of its own; 0: that of all else
     lora_rank: int = 0  # 0: all of the language model learns; else adapters of this rank on its linear layers
     lora_alpha: int = 0  # adapters count alpha / rank times; 0: twice the rank, as in the original's script
     lora_dropout: float = 0.05

@@ -62,7 +62,7 @@ def override(config, *changes: str):
     """A copy of a config with fields changed: "stage2.steps=500" sets, "stage2.steps*=0.5" multiplies.
 
     All changes take effect together, so widths that belong together may change one after the other. Whole numbers
-    stay whole, and at least 1, where they are multiplied. Raises ConfigError when a field does not exist, a value has
+    stay whole, and at least 1, when they are multiplied. Raises ConfigError when a field does not exist, a value has
     the wrong type, or the config that results makes no sense.
     """
     values = to_dict(config)

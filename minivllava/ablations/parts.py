@@ -74,7 +74,7 @@ class Parts:
     def model(self, settings: Settings, seed: int) -> VideoLLaVA:
         """A Video-LLaVA as it enters stage 1; the seed draws the projector, alike in arms that share its form.
 
-        Raises ConfigError where a shipped part has other sizes than the settings ask for.
+        Raises ConfigError if a shipped part has other sizes than the settings ask for.
         """
         config = self._config(settings)
         model = VideoLLaVA(config, self.shipped_language[1])

@@ -86,7 +86,7 @@ def _section(number: int, question: Question, results: dict[str, dict]) -> list[
 
 def answer(number: int, results: dict[str, dict]) -> str | None:
     """The answer to a question with its numbers; None unless all studies that it speaks of have run, with the verdicts
-    that it was written for. Raises ConfigError where it names a claim that no study makes."""
+    that it was written for. Raises ConfigError if it names a claim that no study makes."""
     question = questions()[number]
     for study, signs in question.verdicts.items():
         found = [claim["verdict"] for claim in claims_of(results[study], number)] if study in results else None

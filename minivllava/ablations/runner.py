@@ -75,7 +75,7 @@ def run_grid(cells: list[Cell], parts: Parts, processes: int = 1, known: dict[st
 
 
 def read_cell(store: Path, key: str) -> dict | None:
-    """A finished cell, or None. Raises CheckpointError where its file cannot be read."""
+    """A finished cell, or None. Raises CheckpointError if its file cannot be read."""
     file = Path(store) / "cells" / f"{key}.json"
     if not file.exists():
         return None

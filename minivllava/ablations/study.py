@@ -39,7 +39,7 @@ METRICS = {
 
 
 def score_of(scores: dict[str, float], metric: str) -> float | None:
-    """A cell's score, or the difference of two; None where nobody was asked for it."""
+    """A cell's score, or the difference of two; None if nobody was asked for it."""
     found = [scores.get(name) for name in metric.split("-")]
     return None if None in found else found[0] - sum(found[1:])
 
@@ -62,7 +62,7 @@ class Claim:
     than: str
     direction: str = "+"  # or "=": equal within `within` points
     within: float = 2.0
-    paper: str = ""  # what the paper says; empty where it has no such experiment
+    paper: str = ""  # what the paper says; empty if it has no such experiment
     points: float | None = None  # its difference, better - than, in points
     expected: str = ""  # why this direction is expected where the paper is silent
     questions: tuple[int, ...] = ()  # which it helps to answer; by default all of its study's

@@ -58,7 +58,7 @@ def run_gpu_bench(
 ) -> dict:
     """`rows` of all cells, and what they ran on. `batches`: conversations in a training step, by stage.
 
-    Raises ConfigError without the device or for a model that has no peer, CheckpointError where stage 2 would not fit
+    Raises ConfigError without the device or for a model that has no peer, CheckpointError if stage 2 would not fit
     into the device's memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -82,7 +82,7 @@ def run_gpu_bench(
 
 
 def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float | None]:
-    """What the machine can do at best, as measured now, and by its data sheet where that is known."""
+    """What the machine can do at best, as measured now, and by its data sheet if that is known."""
     gpu = device.type == "cuda"
     return {
         "copy, bytes/s": copy_bandwidth(device, 2**31 if gpu else 2**26),
@@ -115,7 +115,7 @@ def floor(config: ModelConfig, rate: float | None = None, bandwidth: float | Non
 def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> VideoLLaVA:
     """A model of this size with the weights of its initialisation, made in place in its final dtype.
 
-    Raises CheckpointError where training all of it in stage 2 would not fit.
+    Raises CheckpointError if training all of it in stage 2 would not fit.
     """
     with torch.device("meta"):
         empty = VideoLLaVA(config)
@@ -224,7 +224,7 @@ def _total_memory(device: torch.device) -> float:
 
 
 def _peak_memory(run: Callable, device: torch.device) -> float | None:
-    """GiB allocated at most during the second of two runs; None where it cannot be told."""
+    """GiB allocated at most during the second of two runs; None if it cannot be told."""
     run()
     if device.type != "cuda":
         return None

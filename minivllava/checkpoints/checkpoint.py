@@ -212,7 +212,7 @@ def usable_device(device: str | torch.device | None) -> str | torch.device:
 
 
 def need_tokenizer(tokenizer: Tokenizer | None, path: str | Path) -> Tokenizer:
-    """The tokenizer that came with a checkpoint. Raises CheckpointError where none did."""
+    """The tokenizer that came with a checkpoint. Raises CheckpointError if none did."""
     if tokenizer is None:
         raise CheckpointError(f"{path} holds no tokenizer: copy tokenizer.json beside its weights.")
     return tokenizer
@@ -285,7 +285,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 
 
 def _tokenizer(source: Source) -> Tokenizer | None:
-    """The tokenizer of somebody else's folder; None where it holds none."""
+    """The tokenizer of somebody else's folder; None if it holds none."""
     if not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     return Tokenizer.from_pretrained(source.folder)

@@ -114,7 +114,7 @@ def losses(config: ModelConfig) -> list[str]:
 
 
 def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Report:
-    """Writes a Video-LLaVA as the port to `transformers`, all or nothing; with its tokenizer, where it has one.
+    """Writes a Video-LLaVA as the port to `transformers`, all or nothing; with its tokenizer, if it has one.
 
     The port needs placeholder tokens. Where the vocabulary has none, `<image>`, `<video>` and `<pad>` are added,
     with the mean of all rows of embedding and head: such a token is never the likeliest.
@@ -146,7 +146,7 @@ def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Repor
 
 
 def save_llama(model: LanguageModel, path: str | Path, tokenizer: Tokenizer | None = None) -> Report:
-    """Writes a language model as `LlamaForCausalLM`, all or nothing; with its tokenizer, where it has one."""
+    """Writes a language model as `LlamaForCausalLM`, all or nothing; with its tokenizer, if it has one."""
     tensors = {name: t for name, t in gathered(model.state_dict()).items() if name not in model.tied}
     names = huggingface.language_names(tensors)
     dtype_name = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -177,7 +177,7 @@ def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict],
 
 
 def _placeholders(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, int]:
-    """{"<image>": id, "<video>": id, "<pad>": id}, behind the vocabulary where it does not have them yet."""
+    """{"<image>": id, "<video>": id, "<pad>": id}, behind the vocabulary if it does not have them yet."""
     if config.image_token is not None and config.video_token is not None:
         return {"<image>": config.image_token, "<video>": config.video_token}
     first = config.language.vocab_size if tokenizer is None else len(tokenizer)

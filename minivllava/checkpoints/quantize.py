@@ -30,7 +30,7 @@ def require_torchao(kind: str):
 
 
 def require_rounded_memory(config: ModelConfig, kind: str, dtype: torch.dtype, device, where: str | Path):
-    """Raises CheckpointError where a model whose language model is rounded would not fit into the device's memory."""
+    """Raises CheckpointError if a model whose language model is rounded would not fit into the device's memory."""
     with torch.device("meta"), WithoutFirstWeights():
         model = VideoLLaVA(config)
     everything, decoder = count_weights(model), model.language_model

@@ -53,7 +53,7 @@ def cache_media(
     dtype: str = "float32",
     progress: bool = True,
 ) -> MediaCache:
-    """Pixels of every file (or `encode(pixels)` of each batch), from the cache where it has them.
+    """Pixels of every file (or `encode(pixels)` of each batch), from the cache if it has them.
 
     kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`. The cache's key is
     made of the fingerprint, the preprocessing and its VERSION, and each file's path, size and time of change. The cache

@@ -146,7 +146,7 @@ def _paths(value, where: str) -> list[str]:
 
 
 def check_folder(media: str | Path | None):
-    """Raises DataError where a media folder is named and not there: one sentence, not one for each file."""
+    """Raises DataError if a media folder is named and not there: one sentence, not one for each file."""
     if media is not None and not Path(media).is_dir():
         raise DataError(f"{media} is no folder: name the one that the records' paths start from.")
 
@@ -260,12 +260,12 @@ class Conversations(torch.utils.data.Dataset):
 
 def check_conversations(records, tokenizer: Tokenizer, config: ModelConfig, cut: int = 0):
     """Raises what no training on these records could go on from: ContextLengthError for a conversation that is too
-    long, DataError where nothing is learned. cut: as `Conversations` takes it."""
+    long, DataError if nothing is learned. cut: as `Conversations` takes it."""
     Conversations(records, tokenizer, config, load=None, cut=cut)  # encoding checks every record
 
 
 def _cut(ids: list[int], labels: list[int], cut: int, where: str) -> tuple[list[int], list[int]]:
-    """The first `cut` tokens. Raises ContextLengthError where that would lose a visual token."""
+    """The first `cut` tokens. Raises ContextLengthError if that would lose a visual token."""
     if VISUAL in ids[cut:]:
         raise ContextLengthError(
             f"{where} has visual tokens beyond the first {cut} tokens: use fewer frames or images, or more context."

@@ -27,7 +27,7 @@ Chooser = Callable[[int], np.ndarray]  # a clip's number of frames -> which of t
 def media_kind(path: str | Path) -> str:
     """Tell "image" from "video" by suffix; a GIF, WebP or APNG is opened: a video if it has several frames.
 
-    Raises MediaError on an unknown suffix, or where a GIF, WebP or APNG cannot be opened.
+    Raises MediaError on an unknown suffix, or if a GIF, WebP or APNG cannot be opened.
     """
     suffix = Path(path).suffix.lower()
     if suffix in IMAGE_SUFFIXES:

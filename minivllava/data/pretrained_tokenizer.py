@@ -119,14 +119,14 @@ class PretrainedTokenizer(Tokenizer):
 
     def render(self, messages: list[dict], prompt: bool) -> str:
         """Messages (`role`, `content`) as the tokenizer's own chat template writes them; `prompt`: and the beginning
-        of an answer. Raises ConfigError where it has none."""
+        of an answer. Raises ConfigError if it has none."""
         if not self.backend.chat_template:
             return super().render(messages, prompt)
         return self.backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
 def tokenizer_folder(source: str | Path) -> Path:
-    """The folder that holds a tokenizer's files. Raises CheckpointError where it is none."""
+    """The folder that holds a tokenizer's files. Raises CheckpointError if it is none."""
     folder = Path(source)
     if not folder.is_dir():
         raise CheckpointError(f"{source} is no folder: name one that holds a tokenizer.")

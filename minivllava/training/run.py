@@ -76,7 +76,7 @@ def train_video_llava(
 
 
 def _part(parts: str | Path | None, name: str):
-    """(model, tokenizer) of a pretrained part, or None where the folder has no such part."""
+    """(model, tokenizer) of a pretrained part, or None if the folder has no such part."""
     if parts is None or not (Path(parts) / name).is_dir():
         return None
     return {"language": load_language, "languagebind": load_languagebind}[name](Path(parts) / name)
@@ -195,7 +195,7 @@ def assemble(config: ModelConfig, bound: LanguageBind, language, tokenizer) -> V
 
 
 def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: LanguageModel | None):
-    """Raises ConfigError where a part has other sizes than the config; vocabularies are each part's own."""
+    """Raises ConfigError if a part has other sizes than the config; vocabularies are each part's own."""
     found = {**bound.config.encoders, "text": bound.config.text} if bound else {}
     found |= {"language": language.config} if language else {}
     for name, part in found.items():

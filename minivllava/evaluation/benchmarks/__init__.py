@@ -45,7 +45,7 @@ class Benchmark:
     def scores(
         self, questions: Path, answers: Path, problems: Problems, judge: Judge | None = None, truth: Path | None = None
     ) -> dict:
-        """`score`, by a judge too where one is given."""
+        """`score`, by a judge too if one is given."""
         self.check_judge(judge)
         options = {"judge": judge} if self.judge else {}
         return self.score(questions, answers, problems, truth=truth, **options)

@@ -76,7 +76,7 @@ def score(
 ) -> dict:  # fmt: skip
     """Accuracy over all questions and over those with an image ("IMG"); how many replies name no letter.
 
-    questions_file: problems.json (its test split, by pid_splits.json beside it, where that is there) or LLaVA's
+    questions_file: problems.json (its test split, by pid_splits.json beside it, if there is one) or LLaVA's
     questions. images_only: answers to the other questions are not needed, and not scored.
     """
     truths = _truths(truth or questions_file, problems)
