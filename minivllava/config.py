@@ -5,32 +5,35 @@ Vary a preset with `dataclasses.replace`, or with `overrides.override(preset, "s
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, check_choice
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, each colour's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")  # what a VisionTowerConfig may hold
 PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models/projector.py says what each is
+TOWER_SIZES = (
+    "image_size", "patch_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
+)  # fmt: skip
 ACTIVATIONS = ("gelu", "quick_gelu")  # models/layers.py
+FRAME_SAMPLINGS = ("linspace", "arange", "opencv")  # data/media.py
 TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
 
 
 def _check_range(config, low: float, high: float, *names: str):
+    """Numbers from `low` to `high`; whole ones in the fields that hold an int."""
     for name in names:
-        if not low <= getattr(config, name) <= high:
+        value, whole = getattr(config, name), config.__dataclass_fields__[name].type is int
+        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
             kind = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-            raise ConfigError(f"{name} is {getattr(config, name)!r}: use a number {kind}.")
+            raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number {kind}.")
 
 
 def _check_heads(width: int, heads: int):
     if width % heads:
         raise ConfigError(f"width {width} is not a multiple of heads {heads}.")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]):
-    if value not in choices:
-        raise ConfigError(f"There is no {name} {value!r}; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,14 @@ class VisionConfig:
         return max(1, round(self.grid**2 * (1 - self.masked)))
 
     def __post_init__(self):
-        _check_range(self, 1, math.inf, "patch_size", "width", "layers", "heads", "mlp_width", "frames")
+        sizes = ("image_size", "patch_size", "width", "layers", "heads", "mlp_width", "frames")
+        _check_range(self, 1, math.inf, *sizes)
+        _check_range(self, 0, math.inf, "norm_eps")
         _check_range(self, 0, 0.99, "patch_dropout", "masked")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,10 @@ class VisionTowerConfig:
         missing = {"model_type", "image_size", "patch_size", "hidden_size", "num_attention_heads"} - set(self.tower)
         if missing:
             raise ConfigError(f"The tower's config lacks {', '.join(sorted(missing))}.")
-        if self.tower["model_type"] not in VISION_TOWERS:
-            raise ConfigError(
-                f"{self.tower['model_type']!r} is no vision tower that fits here; choose one of "
-                f"{', '.join(VISION_TOWERS)}."
-            )
+        for name, size in self.tower.items():
+            if name in TOWER_SIZES and (not isinstance(size, int) or size < 1):
+                raise ConfigError(f"The tower's {name} is {size!r}: use a whole number of at least 1.")
+        check_choice("vision tower", self.tower["model_type"], VISION_TOWERS)
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,9 @@ class TextConfig:
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "vocab_size", "context", "width", "layers", "heads", "mlp_width")
+        _check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -172,8 +177,9 @@ class RopeScaling:
     original_context: int = 8192
 
     def __post_init__(self):
-        if self.kind not in ("linear", "llama3"):
-            raise ConfigError(f"There is no rope scaling {self.kind!r}; choose linear or llama3.")
+        check_choice("rope scaling", self.kind, ("linear", "llama3"))
+        _check_range(self, 1e-6, math.inf, "factor", "low_freq_factor", "high_freq_factor")
+        _check_range(self, 1, math.inf, "original_context")
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise ConfigError(f"high_freq_factor {self.high_freq_factor} is not above {self.low_freq_factor}.")
 
@@ -196,10 +202,13 @@ class LanguageConfig:
 
     def __post_init__(self):
         sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
-        _check_range(self, 1, math.inf, *sizes)
+        _check_range(self, 1, math.inf, *sizes, "rope_theta")
+        _check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.")
+        if self.width // self.heads % 2:
+            raise ConfigError(f"width {self.width} / heads {self.heads} is odd: rotary positions need an even width.")
 
 
 @dataclass(frozen=True)
@@ -243,13 +252,14 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
-        _check_choice("projector", self.projector, PROJECTORS)
-        _check_choice("template", self.template, TEMPLATES)
-        _check_choice("stage1_template", self.stage1_template, TEMPLATES)
-        _check_choice("aspect", self.aspect, ("pad", "square"))
-        _check_choice("stage1_aspect", self.stage1_aspect, ("pad", "square"))
-        _check_choice("clip_resize", self.clip_resize, ("bilinear", "bicubic"))
-        _check_choice("frame_sampling", self.frame_sampling, ("linspace", "arange", "opencv"))
+        _check_range(self, -math.inf, math.inf, "select_layer")
+        check_choice("projector", self.projector, PROJECTORS)
+        check_choice("template", self.template, TEMPLATES)
+        check_choice("stage1_template", self.stage1_template, TEMPLATES)
+        check_choice("aspect", self.aspect, ("pad", "square"))
+        check_choice("stage1_aspect", self.stage1_aspect, ("pad", "square"))
+        check_choice("clip_resize", self.clip_resize, ("bilinear", "bicubic"))
+        check_choice("frame_sampling", self.frame_sampling, FRAME_SAMPLINGS)
         if self.image.temporal:
             raise ConfigError("image.temporal is on: an image has one frame, so only video.temporal can be.")
         if self.video.masked:
@@ -331,7 +341,7 @@ class TrainingConfig:
     checkpoint_every: int = 500  # steps
     log_every: int = 10
     seed: int = 0
-    projector_learning_rate: float = 0.0  # of the projector, where it has one of its own; 0: as all else
+    projector_learning_rate: float = 0.0  # of the projector, if it has one of its own; 0: that of all else
     lora_rank: int = 0  # 0: all of the language model learns; else adapters of this rank on its linear layers
     lora_alpha: int = 0  # adapters count alpha / rank times; 0: twice the rank, as in the original's script
     lora_dropout: float = 0.05
@@ -343,7 +353,7 @@ class TrainingConfig:
         _check_range(self, 0, math.inf, "steps", "learning_rate", "projector_learning_rate", "weight_decay")
         _check_range(self, 0, math.inf, "clip_norm", "lora_rank", "lora_alpha", "recomputed_layers")
         _check_range(self, 0, 1, "warmup", "lora_dropout")
-        _check_choice("precision", self.precision, ("no", "bf16", "fp16"))
+        check_choice("precision", self.precision, ("no", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)

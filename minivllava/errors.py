@@ -3,6 +3,8 @@
 The command line turns any `MinivllavaError` into one line on stderr and exit code 2.
 """
 
+from collections.abc import Iterable
+
 
 class MinivllavaError(ValueError):
     """Base of every error that bad input can cause."""
@@ -34,3 +36,16 @@ class DivergedError(MinivllavaError, FloatingPointError):
 
 class JudgeError(MinivllavaError):
     """A judge's endpoint refuses, cannot be reached, or keeps replying what cannot be read as a verdict."""
+
+
+def check_choice(what: str, value, choices: Iterable):
+    """Raises ConfigError, listing the choices there are, unless `value` is one of them."""
+    choices = list(choices)
+    if value not in choices:
+        listed = ", ".join(str(choice) or "''" for choice in choices)
+        raise ConfigError(f"There is no {what} {value!r}; choose one of {listed}.")
+
+
+def short_reason(error: Exception, length: int = 300) -> str:
+    """What an exception of another package says, on one line of at most `length` characters, for a message of ours."""
+    return " ".join(str(error).split())[:length].strip(" .") or type(error).__name__

@@ -43,7 +43,7 @@ def _typed(hint, value):
     """A JSON value as its field wants it: nested configs (optional ones and dicts of them too), tuples for lists."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is types.UnionType:
-        if value is None:
+        if value is None and types.NoneType in arguments:
             return None
         kinds = [argument for argument in arguments if argument is not types.NoneType]
         # of several configs, the one that has all these fields
@@ -51,7 +51,9 @@ def _typed(hint, value):
         hint = next(known, kinds[0])
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
-    if typing.get_origin(hint) is dict and isinstance(value, dict):
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"An object of named parts is needed, not {value!r}.")
         return {key: _typed(arguments[1], item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
@@ -60,7 +62,7 @@ def override(config, *changes: str):
     """A copy of a config with fields changed: "stage2.steps=500" sets, "stage2.steps*=0.5" multiplies.
 
     All changes take effect together, so widths that belong together may change one after the other. Whole numbers
-    stay whole, and at least 1, where they are multiplied. Raises ConfigError when a field does not exist, a value has
+    stay whole, and at least 1, when they are multiplied. Raises ConfigError when a field does not exist, a value has
     the wrong type, or the config that results makes no sense.
     """
     values = to_dict(config)

@@ -12,7 +12,7 @@ from minivllava.config import (
     VisionConfig,
     WorldConfig,
 )
-from minivllava.errors import ConfigError
+from minivllava.errors import check_choice
 
 
 def _tiny() -> Preset:
@@ -143,6 +143,5 @@ PRESETS = types.MappingProxyType(
 
 def preset(name: str) -> Preset:
     """The preset called `name`. Raises ConfigError, listing the names there are."""
-    if name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    check_choice("preset", name, PRESETS)
     return PRESETS[name]()

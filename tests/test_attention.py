@@ -21,9 +21,9 @@ from minivllava.attention import (
     visual_attention,
 )
 from minivllava.data.conversation import VISUAL
-from minivllava.data.media import write_image, write_video
 from minivllava.data.render import render
 from minivllava.data.world import Scene, Thing
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import ConfigError, DataError
 
 QUESTION = "What colour is the square?"

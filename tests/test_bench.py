@@ -14,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from minivllava import flops
 from minivllava.ablations import STUDY_PARTS
-from minivllava.bench import gpu, shipped, work
+from minivllava.bench import gpu, shipped
 from minivllava.bench.peers import Inputs, Ours, Theirs, comparable, compare, peer_of
 from minivllava.bench.timing import H100, in_turns, ratios
 from minivllava.cli import app
@@ -68,19 +69,19 @@ def test_a_ratio_is_the_median_over_rounds_of_what_the_peer_takes():
 def test_decoding_reads_the_weights_of_layers_and_head(model):
     language = model.language_model
     matrices = sum(p.numel() for name, p in language.named_parameters() if p.ndim == 2)
-    assert work.decoder_weights(language.config) == matrices - language.token_embedding.weight.numel()
+    assert flops.decoder_weights(language.config) == matrices - language.token_embedding.weight.numel()
     cache = language.new_cache(1, 7, torch.zeros(1))
-    assert work.cache_numbers(language.config, 7) == cache.keys.numel() + cache.values.numel()
+    assert flops.cache_numbers(language.config, 7) == cache.keys.numel() + cache.values.numel()
 
 
-def test_counted_work_is_the_work_of_the_matrix_products(model):
+def test_counted_flops_are_those_of_the_matrix_products(model):
     """Against torch's own counter, which counts all of attention where ours counts its causal half."""
     same = comparable(model)
     x = Inputs(same.config, 1, next(same.projector.parameters()))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         same.language_model.logits(same.language_model(same.embed(x.ids, list(x.clips)))[:, -1])
     frames, words = same.config.video.frames, 32
-    counted = work.prefill_work(same.config, frames, words)
+    counted = flops.prefill_flops(same.config, frames, words)
     tokens = same.config.visual_tokens("video", frames) + words
     future = 2 * tokens**2 * same.config.language.width * same.config.language.layers
     assert counter.get_total_flops() == pytest.approx(counted + future, rel=0.02)

@@ -17,7 +17,7 @@ from tiny import square, tiny_vllava
 from minivllava import cli
 from minivllava.config import LanguageConfig
 from minivllava.data.conversation import template
-from minivllava.data.media import write_image, write_video
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, JudgeError, MediaError
 from minivllava.evaluation import benchmark_run
 from minivllava.evaluation.answering import Answerer

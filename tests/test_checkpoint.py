@@ -193,6 +193,23 @@ def test_a_config_of_another_version(copy, saved):
     refused(copy, "config.json")
 
 
+@pytest.mark.parametrize("field", ["width", "layers", "heads", "mlp_width", "vocab_size", "norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", ["24", None, -1, [24], True, {}])
+def test_sizes_that_are_no_sizes(copy, saved, field, value):
+    config = to_dict(saved[1].config)
+    change(copy, config=config | {"language": config["language"] | {field: value}})
+    refused(copy, "config.json", field)
+
+
+def test_a_mistake_in_building_is_not_blamed_on_the_file(copy, monkeypatch):
+    def mistaken(self, config, tokenizer=None):
+        raise AttributeError("a name that was misspelt")
+
+    monkeypatch.setattr(VideoLLaVA, "__init__", mistaken)
+    with pytest.raises(AttributeError, match="misspelt"):
+        load_vllava(copy)
+
+
 def test_a_config_that_does_not_say_all(copy, saved):
     """What has been said since the beginning must be said; a later field's default is what was done before it."""
     config = to_dict(saved[1].config)

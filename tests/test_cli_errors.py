@@ -12,7 +12,7 @@ from tiny import square, tiny_languagebind, tiny_tokenizer, tiny_vllava, write_r
 
 from minivllava import cli
 from minivllava.checkpoints.checkpoint import save_model
-from minivllava.data.media import write_image, write_video
+from minivllava.data.write_media import write_image, write_video
 
 
 @pytest.fixture(scope="module")

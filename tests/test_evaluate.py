@@ -49,6 +49,12 @@ def test_a_view_that_does_not_exist_is_refused(model, records):
         evaluate(model, records, "blnd")
 
 
+@pytest.mark.parametrize("view", [view for view in VIEWS if view != "model"])
+def test_features_of_files_as_they_are_are_refused_for_other_views(model, records, view):
+    with pytest.raises(ConfigError, match="leave load out"):
+        evaluate(model, records, view, load=_Visuals(model, "model"))
+
+
 def test_a_model_of_any_dtype_is_evaluated(records):
     predictions = evaluate(tiny_vllava().bfloat16(), records, max_new_tokens=2, progress=False)
     assert len(predictions) == len(records)

@@ -27,13 +27,15 @@ from minivllava import VideoLLaVA
 from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
 from minivllava.checkpoints.convert import convert, save_port
 from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.original import Original
 from minivllava.cli import app
 from minivllava.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from minivllava.data.conversation import VISUAL
 from minivllava.data.dataset import load_pixels
-from minivllava.data.media import frame_indices, write_video
+from minivllava.data.media import frame_indices
 from minivllava.data.tokenizer import Tokenizer
+from minivllava.data.write_media import write_video
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import LanguageModel
@@ -671,6 +673,22 @@ def test_our_other_kinds_can_be_converted(tmp_path):
         convert(tmp_path / "bound", tmp_path / "x", "huggingface")
     with pytest.raises(ConfigError, match="gguf"):
         convert(tmp_path / "bound", tmp_path / "x", "gguf")
+
+
+@pytest.mark.parametrize(
+    "card, layout",
+    [
+        ({"format": "minivllava/1", "kind": "language"}, ("language", "minivllava")),
+        ({"model_type": "LanguageBindDepth"}, ("languagebind", "original")),
+        ({"model_type": "llava"}, ("video-llava", "original")),
+        ({"model_type": "llava", "text_config": {}}, ("llava", None)),  # of transformers: images alone
+        ({"model_type": "video_llava", "text_config": {}}, ("video-llava", "transformers")),
+        ({"model_type": "mistral"}, ("language", "transformers")),
+        ({}, (None, None)),
+    ],
+)
+def test_a_layout_is_told_by_its_config(card, layout):
+    assert layout_of(card) == layout
 
 
 # switches that are no weights

@@ -8,7 +8,7 @@ from benchmark_files import clip
 from PIL import Image
 from tiny import square, tiny_vllava
 
-from minivllava.data.media import write_image, write_video
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import ConfigError, DataError
 
 

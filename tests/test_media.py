@@ -22,10 +22,9 @@ from minivllava.data.media import (
     probe_media,
     read_image,
     read_video,
-    write_image,
-    write_video,
 )
 from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import ConfigError, MediaError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "media"
@@ -605,7 +604,7 @@ def test_image_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
     padded = preprocess_image(np.full((32, 64, 3), 200, np.uint8), 64, "pad")
     assert padded[:, :16].abs().max() < 0.02 and padded[:, 48:].abs().max() < 0.02
     assert torch.allclose(restored(padded)[:, 16:48], torch.tensor(200.0), atol=1e-3)
-    with pytest.raises(ConfigError, match="square or pad"):
+    with pytest.raises(ConfigError, match="choose one of square, pad"):
         preprocess_image(image, 32, "stretch")
 
 
@@ -680,7 +679,7 @@ def test_a_clip_has_the_same_bytes_whatever_lay_in_memory():
     """glibc fills new memory with the value of MALLOC_PERTURB_: what reads it before writing it is found out."""
     code = """
 import hashlib, tempfile
-from minivllava.data.media import write_video
+from minivllava.data.write_media import write_video
 from minivllava.data.render import render
 from minivllava.data.world import sample_scene
 path = tempfile.mkdtemp() + "/clip.mp4"

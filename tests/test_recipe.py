@@ -10,23 +10,26 @@ import pytest
 import torch
 from foreign import write_language_model, write_tower
 from tiny import COLOURS, square, training
+from typer.testing import CliRunner
 
-from minivllava.cli import main
+from minivllava.cli import app, main
+from minivllava.cli.recipe import _duration
 from minivllava.config import ModelConfig
 from minivllava.data.dataset import Conversations, load_records
-from minivllava.data.media import write_image, write_video
 from minivllava.data.tokenizer import Tokenizer
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
-from minivllava.models.language import DecoderLayer
+from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
 from minivllava.presets import preset
+from minivllava.training import plan as plan_module
 from minivllava.training import recipe as recipe_module
-from minivllava.training.language import only
+from minivllava.training.loop import freeze_all_but
 from minivllava.training.lora import lora
 from minivllava.training.plan import PARTS, plan_recipe, weight_memory
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
-from minivllava.training.run import Run
+from minivllava.training.run_folder import Run
 
 
 def turns(*values: str) -> list[dict]:
@@ -228,26 +231,49 @@ def test_a_clip_that_cannot_be_decoded_stops_training_and_is_named(root, tmp_pat
 
 
 def test_the_plan_counts_and_estimates(root):
-    lines = plan_recipe(replace(read_recipe("smol"), change=("stage1.batch_size=4",)), root, skip_missing=True)
-    assert "language_model 134.5 M" in lines[0] and "an image is 256 tokens, a clip 2048" in lines[0]
-    assert lines[1].startswith("sizes of the preset smol") and "SmolLM2" in lines[1]
-    assert "stage1: 5 records, 4 images, 1 clips (1 files missing); 2 steps of 4" in lines[2]
-    assert "hours at 300 TFLOP/s" in lines[3] and "GiB" in lines[3]
+    told = replace(read_recipe("smol"), change=("stage1.batch_size=4",))
+    plan = plan_recipe(told, root, skip_missing=True, tflops=100)
+    assert round(plan.parameters["language_model"] / 1e6, 1) == 134.5
+    assert (plan.image_tokens, plan.clip_tokens) == (256, 2048) and told.language_model in plan.elsewhere
+    stage1, stage2 = plan.stages
+    counts = stage1.records, stage1.images, stage1.clips, stage1.missing, stage1.steps, stage1.batch_size
+    assert counts == (5, 4, 1, 1, 2, 4) and 256 < stage1.tokens < 1024
+    assert stage1.hours == pytest.approx(stage1.flops / 1e14 / 3600)
+    assert stage1.memory < stage2.memory, "the language model learns in stage 2 alone"
+    again = plan_recipe(told, root, skip_missing=True, tflops=50).stages[0]
+    assert again.hours == 2 * stage1.hours
+
+
+def test_the_plan_charges_logits_at_learned_tokens_alone():
+    """A question costs less than an answer of its length."""
+    language = preset("tiny").model.language
+    model = LanguageModel(language)
+    asked, answered = (plan_module._language_flops(model, language, 100, learned, 2) for learned in (0, 10))
+    assert answered - asked == 3 * 2 * 10 * language.width * language.vocab_size
 
 
 def test_the_plan_takes_the_sizes_of_parts_that_are_here(root):
     told = recipe(root)
-    sizes, early, *_ = plan_recipe(told, root)
-    assert "6 records" in early and "(1 files missing)" in early, "the media need not be there yet"
+    plan = plan_recipe(told, root)
+    early = plan.stages[0]
+    assert early.records == 6 and early.missing == 1, "the media need not be there yet"
     model = recipe_module._parts(told, recipe_preset(told))
-    counts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in PARTS}
-    assert all(f"{name} {count / 1e6:,.1f} M" in sizes for name, count in counts.items())
-    assert f"an image is {model.config.visual_tokens('image')} tokens" in sizes
+    assert plan.parameters == {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in PARTS}
+    assert plan.image_tokens == model.config.visual_tokens("image") and not plan.elsewhere
     fewer = replace(told, change=(*told.change, "model.video.frames=4"))
-    whole = int(re.search(r"a clip (\d+)", sizes)[1])
-    assert f"a clip {whole // 2}" in plan_recipe(fewer, root)[0]
+    assert plan_recipe(fewer, root).clip_tokens == plan.clip_tokens // 2
     other = replace(told, video_encoder="somebody/else")  # whose sizes are not known: the preset's for both
-    assert "somebody/else" in plan_recipe(other, root)[1]
+    assert "somebody/else" in plan_recipe(other, root).elsewhere
+
+
+def test_the_plan_is_printed_with_times_that_say_something(root):
+    told = CliRunner().invoke(app, ["recipe", "smol", "--root", str(root), "--plan", "--skip-missing"])
+    assert told.exit_code == 0, told.exception
+    assert "stage1: 5 records, 4 images, 1 clips (1 files missing); 1 steps of" in told.output
+    assert (
+        "seconds at 300 TFLOP/s" in told.output and "GiB" in told.output and "sizes of the preset smol" in told.output
+    )
+    assert [_duration(hours) for hours in (2, 0.05, 0.001)] == ["2.0 hours", "3.0 minutes", "3.6 seconds"]
 
 
 def test_what_stage_2_cannot_do_is_said_before_stage_1(root, tmp_path, monkeypatch):
@@ -263,7 +289,7 @@ def test_the_planned_memory_is_that_of_the_tensors(stage, rank):
     model = VideoLLaVA(preset("tiny").model)
     training = replace(preset("tiny").stage2, lora_rank=rank)
     planned = weight_memory(model, training, stage)
-    only(model, model.projector, *([model.language_model] if stage == "stage2" and not rank else []))
+    freeze_all_but(model, model.projector, *([model.language_model] if stage == "stage2" and not rank else []))
     with lora(model.language_model, training) if rank else nullcontext():
         model.projector.requires_grad_(True)
         kept = [p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters()]

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from minivllava import figures, report
 from minivllava.attention import most_focused, visual_attention
 from minivllava.data.conversation import VISUAL
-from minivllava.data.media import write_image, write_video
 from minivllava.data.tokenizer import Tokenizer
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import CheckpointError
 from minivllava.evaluation.evaluate import table
 from minivllava.models.vllava import VideoLLaVA

@@ -14,7 +14,7 @@ from minivllava import cli
 from minivllava.checkpoints.checkpoint import save_model
 from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
-from minivllava.data.media import write_image, write_video
+from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.pairs import read_pairs, world_pairs
 from minivllava.evaluation.retrieval import (

@@ -36,7 +36,7 @@ from minivllava.checkpoints.checkpoint import load_language, load_vllava, save_m
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media
 from minivllava.data.dataset import Conversations, load_pixels, load_records, unique_files
-from minivllava.data.media import write_image
+from minivllava.data.write_media import write_image
 from minivllava.errors import (
     CheckpointError,
     ConfigError,
@@ -53,7 +53,8 @@ from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import conversation_task, pretrain_language, train_tokenizer
 from minivllava.training.loop import Task, check_precision, learning_rate, shuffled_batches, train
-from minivllava.training.run import Run, assemble, export, finetune, train_video_llava
+from minivllava.training.run import assemble, export, finetune, train_video_llava
+from minivllava.training.run_folder import Run
 from minivllava.training.stages import features_fingerprint, stage2, visual_loader
 
 TESTS = Path(__file__).parent
@@ -116,24 +117,24 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
 
 @pytest.mark.parametrize("samples, batch_size", [(10, 4), (12, 4), (3, 8), (5, 5), (7, 1)])
 def test_every_epoch_holds_each_sample_once(samples, batch_size):
-    plan = shuffled_batches(samples, batch_size, seed=3)
-    batches = [plan(step) for step in range(samples)]
+    sampler = shuffled_batches(samples, batch_size, seed=3)
+    batches = [sampler(step) for step in range(samples)]
     assert {len(batch) for batch in batches} == {batch_size}
     stream = np.concatenate(batches)
     epochs = [stream[first : first + samples] for first in range(0, len(stream) - samples + 1, samples)]
     assert len(epochs) == batch_size
     assert all(sorted(epoch) == list(range(samples)) for epoch in epochs)
     assert batch_size == 1 or samples < 5 or not np.array_equal(epochs[0], epochs[1]), "each in another order"
-    np.testing.assert_array_equal(plan(4), shuffled_batches(samples, batch_size, seed=3)(4))
-    assert any(not np.array_equal(shuffled_batches(samples, batch_size, 4)(s), plan(s)) for s in range(samples))
+    np.testing.assert_array_equal(sampler(4), shuffled_batches(samples, batch_size, seed=3)(4))
+    assert any(not np.array_equal(shuffled_batches(samples, batch_size, 4)(s), sampler(s)) for s in range(samples))
 
 
 def test_contrastive_batches_hold_whole_families():
     families = [0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1]
-    plan = family_batches(families, batch_size=6, seed=0)
+    sampler = family_batches(families, batch_size=6, seed=0)
     seen = set()
     for step in range(30):
-        batch = plan(step)
+        batch = sampler(step)
         assert len(batch) == len(set(batch)) == 6
         whole = [f for f in range(3) if sum(families[i] == f for i in batch) == 3]
         cut = {families[i] for i in batch} - {-1, *whole}
@@ -175,7 +176,7 @@ class NoisyLine(Line):
 
 def line_task(config):
     return Task(
-        plan=shuffled_batches(20, config.batch_size, config.seed),
+        sampler=shuffled_batches(20, config.batch_size, config.seed),
         collate=lambda indices: Numbers([float(i) / 20 for i in indices]),
         count=lambda batch: len(batch.values),
         loss=lambda model, batch: model(batch),
@@ -218,7 +219,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 @pytest.mark.parametrize("change", ["batch_size", "accumulation", "log_every", "checkpoint_every"])
 def test_numbers_that_no_run_can_have_are_refused(change):
-    with pytest.raises(ConfigError, match=f"{change} is 0: use a number of at least 1"):
+    with pytest.raises(ConfigError, match=f"{change} is 0: use a whole number of at least 1"):
         training(**{change: 0})
 
 
@@ -263,12 +264,12 @@ class Stopped(Exception):
 
 
 def stopping(task: Task, at: int) -> Task:
-    def plan(step):
+    def sampler(step):
         if step == at:
             raise Stopped
-        return task.plan(step)
+        return task.sampler(step)
 
-    return replace(task, plan=plan)
+    return replace(task, sampler=sampler)
 
 
 @pytest.mark.parametrize("stop", range(1, 8))
@@ -328,11 +329,11 @@ def test_equal_moments_stay_apart_when_a_run_continues(tmp_path):
     config = training(steps=6, checkpoint_every=3)
 
     def task():
-        def plan(step):
+        def sampler(step):
             model.gate = float(step >= 4)  # until then both get zero gradients, so all four moments are zero
-            return line_task(config).plan(step)
+            return line_task(config).sampler(step)
 
-        return replace(line_task(config), plan=plan)
+        return replace(line_task(config), sampler=sampler)
 
     model = whole = Waiting()
     train(whole, task(), config, tmp_path / "whole", **QUIET)
@@ -669,14 +670,14 @@ def test_a_whole_run_stopped_again_and_again_makes_the_same_model(tmp_path, monk
     left = 0
 
     def stopping_train(model, task, *arguments, **options):
-        def plan(step):
+        def sampler(step):
             nonlocal left
             left -= 1
             if left < 0:
                 raise Stopped
-            return task.plan(step)
+            return task.sampler(step)
 
-        return train(model, replace(task, plan=plan), *arguments, **options)
+        return train(model, replace(task, sampler=sampler), *arguments, **options)
 
     for module in (language, align, stages):
         monkeypatch.setattr(module, "train", stopping_train)

@@ -469,7 +469,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("minivllava.data.media.write_video", stop)
+        patch.setattr("minivllava.data.write_media.write_video", stop)
         build_world(TINY, tmp_path, workers=1, progress=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from minivllava.config import LanguageConfig, ModelConfig, TextConfig, TrainingConfig, VisionConfig
-from minivllava.data.media import write_image, write_video
 from minivllava.data.tokenizer import Tokenizer
+from minivllava.data.write_media import write_image, write_video
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
 

@@ -25,12 +25,12 @@ def run_task(name: str, records, config, folder: Path, die_at: int | None = None
     """Trains a fresh tiny model for one task, killed at step `die_at` if given. Returns (model, log)."""
 
     def deadly(model, task, *arguments, **options):
-        def plan(step):
+        def sampler(step):
             if step == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return task.plan(step)
+            return task.sampler(step)
 
-        return train(model, replace(task, plan=plan), *arguments, **options)
+        return train(model, replace(task, sampler=sampler), *arguments, **options)
 
     stages.train = align.train = deadly if die_at is not None else train
     options = {"device": "cpu", "progress": False}
@@ -41,9 +41,7 @@ def run_task(name: str, records, config, folder: Path, die_at: int | None = None
         model, tokenizer = tiny_languagebind(), tiny_tokenizer()
         column = name.replace("align_", "") + "s"
         records = records.filter(lambda row: bool(row[column]))
-        log = getattr(align, name)(
-            model, records, tokenizer, tiny_config(len(tokenizer)), config, folder, **options
-        )
+        log = getattr(align, name)(model, records, tokenizer, tiny_config(len(tokenizer)), config, folder, **options)
     return model, log
 
 

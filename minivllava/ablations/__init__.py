@@ -11,6 +11,7 @@ plan.py          what a study will cost, before it runs
 statistics.py    intervals, paired differences, verdicts
 results.py       from cells to data/results/NAME.json, .png, .md
 questions.py     from results to data/results/QUESTIONS.md, the answers to the ten questions of questions.toml
+run_study.py     a study from its settings to its page
 """
 
 from pathlib import Path

@@ -132,7 +132,7 @@ def summary(predictions: Sequence[dict]) -> dict[str, float]:
 def pope_summary(predictions: Sequence[dict]) -> dict[str, float]:
     """POPE's figures in per cent: accuracy, F1 and yes-ratio of each split, and their means over the splits.
 
-    What begins with "yes" is a yes and all else a no; POPE's own script looks for a "no" instead
+    What begins with "yes" is a yes and everything else a no; POPE's own script looks for a "no" instead
     (`benchmarks.pope.says_yes`). An F1 that is undefined, because no yes was right, counts as 0.
     """
     found: dict[str, float] = {}
@@ -211,5 +211,5 @@ def _finished(settings: Settings, seed: int, parts: Parts, folder: Path) -> Vide
 
 
 def _peak() -> float:
-    """The most memory that this process has used so far, in GiB: the GPU's where there is one."""
+    """The most memory that this process has used so far, in GiB: the GPU's if there is one."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory()

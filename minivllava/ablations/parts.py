@@ -36,15 +36,15 @@ from minivllava.models.vision import VideoEncoder
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
 from minivllava.training.align import align_image, align_video, contrastive_task
-from minivllava.training.language import only, pretrain_language
-from minivllava.training.loop import train
+from minivllava.training.language import pretrain_language
+from minivllava.training.loop import freeze_all_but, train
 from minivllava.training.mae import MaskedAutoencoder, pretrain_mae
 
 
 class Parts:
     """The shipped parts of `folder` (`languagebind/`, `language/`), and trained ones, which are kept in `store`.
 
-    device: "cpu" keeps off an accelerator that is there.
+    device: "cpu" leaves an accelerator unused.
     """
 
     def __init__(self, folder: str | Path, store: str | Path, device: str | None = None, progress: bool = True):
@@ -78,7 +78,7 @@ class Parts:
     def model(self, settings: Settings, seed: int) -> VideoLLaVA:
         """A Video-LLaVA as it enters stage 1; the seed draws the projector, alike in arms that share its form.
 
-        Raises ConfigError where a shipped part has other sizes than the settings ask for.
+        Raises ConfigError if a shipped part has other sizes than the settings ask for.
         """
         config = self._config(settings)
         model = VideoLLaVA(config, self.shipped_language[1])
@@ -184,7 +184,7 @@ class Parts:
         model = LanguageBind(LanguageBindConfig({"depth": _shape(config.image)}, shipped.config.text, config.embed_dim))
         weights = {name.replace(".image.", ".depth."): tensor for name, tensor in shipped.state_dict().items()}
         model.load_state_dict({name: tensor for name, tensor in weights.items() if ".video." not in name})
-        only(model, model.encoders["depth"], model.projections["depth"])
+        freeze_all_but(model, model.encoders["depth"], model.projections["depth"])
         model.logit_scale.requires_grad_(True)
         files = unique_files(records, "image")
         cache = cache_media(files, "image", config, dtype="float16", progress=self.progress)
@@ -208,7 +208,7 @@ class Parts:
     # keeping them
 
     def _kept(self, kind: str, settings: Settings, make: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Weights that were trained before with these settings, or are now; of several processes one trains."""
+        """Weights trained with these settings, before or now; one process trains them, and others wait for it."""
         key = part_key(kind, settings, self.fingerprint)
         path = self.store / "parts" / f"{kind}-{key}"
         (self.store / "locks").mkdir(parents=True, exist_ok=True)

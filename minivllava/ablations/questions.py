@@ -1,4 +1,4 @@
-"""The ten questions and what the finished studies answer: one page, written anew after every study.
+"""The ten questions and what the finished studies answer: one page, written again after every study.
 
 questions.toml holds the questions, and each answer in two sentences, with the verdicts that it was written for. Where
 today's verdicts are others, or a study has not run, the page leaves the claims to speak for themselves.
@@ -100,7 +100,7 @@ def _section(number: int, question: Question, results: dict[str, dict]) -> list[
 
 def answer(number: int, results: dict[str, dict]) -> str | None:
     """The answer to a question with its numbers; None unless all studies that it speaks of have run, at the size and
-    with the verdicts that it was written for. Raises ConfigError where it names a claim that no study makes."""
+    with the verdicts that it was written for. Raises ConfigError if it names a claim that no study makes."""
     question = questions()[number]
     for study, signs in question.verdicts.items():
         if study not in results or not _as_written_for(results[study]):

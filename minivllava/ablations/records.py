@@ -13,7 +13,7 @@ from minivllava.data.questions import QUESTIONS
 from minivllava.data.world import COLOURS, generator, sample_scene
 
 POPE = ("existence/random", "existence/popular", "existence/adversarial")
-TRIES = 8  # at a question that suits a scene
+TRIES = 8  # draws of a question before a scene is given up
 
 
 class Data:
@@ -104,7 +104,7 @@ def depth_captions(world: WorldConfig, progress: bool = True):
 
 
 def without_colour(record: dict) -> dict | None:
-    """A record of one image with only the turns that no colour is said in; None where none is left."""
+    """A record of one image with only the turns that name no colour; None if no turn is left."""
     if "image" not in record:
         return None
     talk = record["conversations"]

@@ -29,7 +29,7 @@ def summarise(
 ) -> dict:
     """All of a study's results as JSON types: what was asked, every cell, means and intervals, claims and verdicts.
 
-    found: results by key, one for each cell. options: of the command, beside preset and seeds. Raises DataError where
+    found: results by key, one for each cell. options: of the command, beside preset and seeds. Raises DataError if
     a result is missing: no seed is ever left out.
     """
     missing = [f"{cell.arm} seed {cell.seed}" for cell in cells if found.get(cell.key) is None]
@@ -82,7 +82,7 @@ def is_current(results: dict, parts: Parts) -> bool:
 
 
 def _summary(its: dict[int, dict], read: Callable[[dict], float | None]) -> dict | None:
-    """`values` by seed, their `mean` and 95 % bootstrap `interval`; None where a seed has no such score."""
+    """`values` by seed, their `mean` and 95 % bootstrap `interval`; None if a seed has no such score."""
     values = {seed: read(result) for seed, result in sorted(its.items())}
     if any(value is None for value in values.values()):
         return None
@@ -113,7 +113,7 @@ def _judged(claim: Claim, cells: list[Cell], found: dict[str, dict]) -> dict:
 
 
 def finished_cells(file: Path) -> dict[str, dict]:
-    """The cells of a results file by key; none where there is no such file. Raises DataError for a broken one."""
+    """The cells of a results file by key; none if there is no such file. Raises DataError for a broken one."""
     if not file.exists():
         return {}
     try:

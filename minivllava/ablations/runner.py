@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from minivllava.ablations.cell import run_cell
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.settings import Settings, cell_key
-from minivllava.errors import CheckpointError, ConfigError, DivergedError, MinivllavaError
+from minivllava.errors import CheckpointError, ConfigError, DivergedError
 from minivllava.files import write_json
 
 
@@ -77,7 +77,7 @@ def run_grid(cells: list[Cell], parts: Parts, processes: int = 1, known: dict[st
 
 
 def read_cell(store: Path, key: str) -> dict | None:
-    """A finished cell, or None. Raises CheckpointError where its file cannot be read."""
+    """A finished cell, or None. Raises CheckpointError if its file cannot be read."""
     file = Path(store) / "cells" / f"{key}.json"
     if not file.exists():
         return None
@@ -115,7 +115,7 @@ def stand_alone() -> tuple[int, int]:
 
 
 def _keep_to_one_gpu(number: int):
-    """Shows this process one GPU alone; nothing may have touched CUDA before."""
+    """Shows this process only one GPU; CUDA must not have been used before."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [name for name in named.split(",") if name] if named else [str(i) for i in range(torch.cuda.device_count())]
     if gpus:
@@ -147,7 +147,7 @@ def _help(number: int, threads: int, todo: list[Cell], folder: Path, store: Path
 
 
 def _end_with_parent():
-    """Ends this process where the one that started it was killed and could not."""
+    """Ends this process if the one that started it was killed and could not end it."""
     parent = multiprocessing.parent_process()
     if parent is None:  # not started by another one
         return
@@ -156,7 +156,7 @@ def _end_with_parent():
 
 
 def _work(todo: list[Cell], parts: Parts):
-    """Computes the cells that no other process is at, then waits for the rest, or takes over what was left."""
+    """Computes the cells that no other process is computing, then waits for the rest, or takes over abandoned ones."""
     from tqdm.auto import tqdm
 
     with tqdm(total=len(todo), desc="cells", unit="cell", disable=not (parts.progress and todo)) as bar:
@@ -165,7 +165,7 @@ def _work(todo: list[Cell], parts: Parts):
             try:
                 result = run_cell(cell.settings, cell.seed, parts)
             except DivergedError as error:
-                raise MinivllavaError(
+                raise DivergedError(
                     f"{cell.arm}, seed {cell.seed}: {error} No seed is left out of a study, so change the recipe of "
                     "all arms, e.g. --set stage2.learning_rate*=0.5."
                 ) from error
@@ -177,7 +177,7 @@ def _work(todo: list[Cell], parts: Parts):
 def _free_cells(todo: list[Cell], store: Path) -> Iterator[Cell]:
     """Cells to compute, each locked while it is; first those that are free, then those that others gave up."""
     (store / "locks").mkdir(parents=True, exist_ok=True)
-    for patience in (0, -1):  # do not wait; wait for ever
+    for patience in (0, -1):  # first do not wait; then wait without limit
         for cell in todo:
             try:
                 with FileLock(store / "locks" / f"cell-{cell.key}.lock", timeout=patience):

@@ -1,4 +1,4 @@
-"""Settings: all that decides the numbers of a cell, but its seed and the weights it starts from.
+"""Settings: all that decides the numbers of a cell, except its seed and the weights it starts from.
 
 A study's arms are changes to one base (see overrides.py); FIELD*=FACTOR suits every preset.
 """
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
 from minivllava.data import build
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, check_choice
 from minivllava.presets import preset
 
-VERSION = 1  # of what a cell does with its settings: another number, and every cell is computed again
+VERSION = 1  # raise it when a cell's numbers change with the same settings: every cell is then computed again
 
 CHOICES = {
     "image_encoder": ("bound", "contrastive", "mae"),
@@ -29,7 +29,7 @@ class Mixture:
 
     images: float = 1.0
     clips: float = 1.0
-    budget: float = 1.0  # times the steps that so many records get; 0 leaves the stage out
+    budget: float = 1.0  # times the steps that this many records get; 0 leaves the stage out
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ class Settings:
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(repr(choice) for choice in choices)
-                raise ConfigError(f"There is no {name} {getattr(self, name)!r}; choose one of {listed}.")
+            check_choice(name, getattr(self, name), choices)
         for name in ("data1", "data2"):
             mixture = getattr(self, name)
             if not (0 <= mixture.images <= 1 and 0 <= mixture.clips <= 1 and mixture.budget >= 0):
@@ -84,7 +82,7 @@ def base_settings(name: str) -> Settings:
     elif name == "sample":  # seconds: to see that all of it runs
         world, stage1, stage2 = replace(recipe.world, test=6), recipe.stage1, recipe.stage2
     else:
-        raise ConfigError(f"The ablations have no budget for the preset {name!r}; choose sample, tiny or small.")
+        check_choice("budget of the ablations for the preset", name, ("sample", "tiny", "small"))
     return Settings(recipe.model, world, stage1, stage2, recipe.align_image, recipe.align_video, recipe.language)
 
 
@@ -125,13 +123,13 @@ def _sparse(thing):
 def cell_key(settings: Settings, seed: int, weights: str) -> str:
     """A cell's name: the hash of all that its numbers follow from. weights: of the shipped parts, hashed.
 
-    Recipes that these settings never use are left out: who changes them computes nothing again.
+    Recipes that these settings never use are left out, so that changing them computes nothing again.
     """
     return digest(VERSION, build.VERSION, used(settings), seed, weights)
 
 
 def used(settings: Settings) -> dict:
-    """The fields that matter with these settings, but for those that have their default: plain JSON types."""
+    """The fields that matter with these settings and differ from their defaults, as plain JSON types."""
     bound_here = settings.encoders == "trained"
     images = bound_here or settings.image_encoder != "bound" or settings.depth in ("bound", "mae")
     world = train_world(settings.world)

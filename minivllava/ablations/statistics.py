@@ -1,4 +1,4 @@
-"""Intervals of means, paired differences between arms, and verdicts on claims. All of it from scipy.
+"""Intervals of means, paired differences between arms, and verdicts on claims, all from scipy.
 
 Arms are compared seed by seed: two cells of one seed share the projector's start, the data and its order, so their
 difference varies less than either. With five seeds a bootstrap interval is too narrow to judge by (it covers the truth
@@ -16,7 +16,7 @@ INSTALL = "pip install -c .ci/constraints.txt scipy"
 
 
 def require_scipy():
-    """Raises ConfigError where scipy is not installed, before a study spends hours on what it cannot judge."""
+    """Raises ConfigError if scipy is not installed, before a study spends hours on what it cannot judge."""
     try:
         import scipy.stats  # noqa: F401
     except ImportError as error:
@@ -24,7 +24,7 @@ def require_scipy():
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % bootstrap interval (bias-corrected) of a mean over seeds; None of fewer than two, or where all are equal."""
+    """95 % bootstrap interval (bias-corrected) of a mean over seeds; None for fewer than two, or if all are equal."""
     from scipy.stats import bootstrap
 
     if len(values) < 2 or _alike(values):  # nothing to draw from
@@ -35,7 +35,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def t_interval(differences: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of a mean difference by Student's t; None of fewer than two, or where all are equal.
+    """95 % interval of a mean difference by Student's t; None for fewer than two, or if all are equal.
 
     Scores are counts of right answers, so a few seeds may well differ by the same number: that is no certainty.
     """

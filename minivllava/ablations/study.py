@@ -22,7 +22,7 @@ from pathlib import Path
 
 from minivllava.ablations.settings import Settings
 from minivllava.data.build import evaluation_only
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, check_choice
 from minivllava.overrides import override
 
 METRICS = {
@@ -42,7 +42,7 @@ METRICS = {
 
 
 def score_of(scores: dict[str, float], metric: str) -> float | None:
-    """A cell's score, or the difference of two; None where nobody was asked for it."""
+    """A cell's score, or the difference of two; None if nobody was asked for it."""
     found = [scores.get(name) for name in metric.split("-")]
     return None if None in found else found[0] - sum(found[1:])
 
@@ -65,7 +65,7 @@ class Claim:
     than: str
     direction: str = "+"  # or "=": equal within `within` points
     within: float = 2.0
-    paper: str = ""  # what the paper says; empty where it has no such experiment
+    paper: str = ""  # what the paper says; empty if it has no such experiment
     points: float | None = None  # its difference, better - than, in points
     expected: str = ""  # why this direction is expected where the paper is silent
     questions: tuple[int, ...] = ()  # which it helps to answer; by default all of its study's
@@ -118,10 +118,8 @@ def load_study(name: str | Path, including: tuple = ()) -> Study:
     Raises ConfigError, listing the names there are, or naming the file and what is wrong with it.
     """
     own = str(name).endswith(".toml")
-    if not own and name not in study_names():
-        raise ConfigError(
-            f"There is no study {str(name)!r}; choose one of {', '.join(study_names())}, or name a .toml file."
-        )
+    if not own:
+        check_choice("study", str(name), [*study_names(), "a .toml file of your own"])
     file = Path(name) if own else _folder() / f"{name}.toml"
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig" if own else "utf-8"))

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +68,11 @@ def grade(
     sources: str | Path,
     limits: Limits = Limits(),  # noqa: B008
     jobs: int = 1,
-    on_row: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
     """Grades every notebook under `submissions` against its source under `sources`. A row for each question.
 
-    jobs: how many submissions at a time. on_row: called with the rows of each submission once it is graded.
-    Raises DataError for folders that are not there or hold no notebook; what is wrong with one submission is
-    told in its row.
+    jobs: how many submissions at a time. Raises DataError for folders that are not there or hold no notebook; what is
+    wrong with one submission is told in its row.
     """
     submissions = Path(submissions)
     known = load_sources(sources)
@@ -91,8 +88,6 @@ def grade(
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             for found in pool.map(lambda file: grade_file(file, root, known, limits, Path(scratch)), files):
                 rows += found
-                if on_row is not None:
-                    on_row(found)
     return sorted(rows, key=lambda row: (row.student, row.assignment, row.file))
 
 

@@ -1,7 +1,7 @@
 """The published sizes with random weights: training steps, prefill and decode, beside `transformers` and the GPU.
 
 A cell says what it took (`ms`), how that compares with the peer (`ratio`), and how near it comes to what the machine
-could do at best: of arithmetic the share of the data sheet's operations (MFU), of decoding the share of the steps
+could do at best: of arithmetic the share of the data sheet's FLOPs a second (MFU), of decoding the share of the steps
 that the memory's bandwidth allows, since each step must read all of the decoder's weights and its cache.
 
 Both train in one dtype, weights, gradients and AdamW's moments alike. That does not hold for a real run, which keeps
@@ -31,16 +31,16 @@ from minivllava.bench.peers import (
     peer_of,
 )
 from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product_rate, ratios
-from minivllava.bench.work import cache_numbers, decoder_weights, prefill_work, training_work
 from minivllava.checkpoints.checkpoint import usable_device
 from minivllava.checkpoints.memory import require_memory
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.errors import ConfigError
+from minivllava.flops import cache_numbers, decoder_weights, prefill_flops, training_flops
 from minivllava.models.kv_cache import release
 from minivllava.models.language import LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
-from minivllava.training.language import only
+from minivllava.training.loop import freeze_all_but
 from minivllava.training.recompute import recompute_all, recomputing
 
 STATES = 4  # numbers for each weight in stage 2: itself, its gradient and AdamW's two moments
@@ -59,7 +59,7 @@ def run_gpu_bench(
 ) -> dict:
     """`rows` of all cells, and what they ran on. `batches`: conversations in a training step, by stage.
 
-    Raises ConfigError without the device or for a model that has no peer, CheckpointError where stage 2 would not fit
+    Raises ConfigError without the device or for a model that has no peer, CheckpointError if stage 2 would not fit
     into the device's memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -83,7 +83,7 @@ def run_gpu_bench(
 
 
 def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float | None]:
-    """What the machine can do at best, as measured now, and by its data sheet where that is known."""
+    """What the machine can do at best, as measured now, and by its data sheet if that is known."""
     gpu = device.type == "cuda"
     return {
         "copy, bytes/s": copy_bandwidth(device, 2**31 if gpu else 2**26),
@@ -92,32 +92,31 @@ def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float 
     }
 
 
-def floor(config: ModelConfig, operations: float | None = None, bandwidth: float | None = None) -> dict[str, float]:
-    """What the cells cannot do without, counted from the sizes alone: operations, and the bytes that decoding reads.
+def floor(config: ModelConfig, rate: float | None = None, bandwidth: float | None = None) -> dict[str, float]:
+    """What the cells cannot do without, counted from the sizes alone: FLOPs, and the bytes that decoding reads.
 
-    For one conversation about one clip, in a dtype of two bytes. operations, bandwidth: of a device per second, to say
-    also how many milliseconds that takes at least. Raises ConfigError for a model that has no peer.
+    For one conversation about one clip, in a dtype of two bytes. rate, bandwidth: a device's FLOPs and bytes a second,
+    to say also how many milliseconds that takes at least. Raises ConfigError for a model that has no peer.
     """
     need_peer(config)
     frames, language = config.video.frames, config.language
     positions = config.visual_tokens("video", frames) + WORDS
     needed = {
-        "prefill, operations": prefill_work(config, frames, WORDS),
+        "prefill, operations": prefill_flops(config, frames, WORDS),
         "decode, bytes a token": (decoder_weights(language) + cache_numbers(language, positions)) * 2,
-        "stage 1, operations": training_work(config, frames, WORDS, LEARNED, 1),
-        "stage 2, operations": training_work(config, frames, WORDS, LEARNED, 2),
+        "stage 1, operations": training_flops(config, frames, WORDS, LEARNED, 1),
+        "stage 2, operations": training_flops(config, frames, WORDS, LEARNED, 2),
     }
-    if operations and bandwidth:
+    if rate and bandwidth:
         for name, amount in list(needed.items()):
-            rate = bandwidth if "bytes" in name else operations
-            needed[f"{name.partition(',')[0]}, ms at least"] = 1000 * amount / rate
+            needed[f"{name.partition(',')[0]}, ms at least"] = 1000 * amount / (bandwidth if "bytes" in name else rate)
     return needed
 
 
 def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> VideoLLaVA:
     """A model of this size with the weights of its initialisation, made in place in its final dtype.
 
-    Raises CheckpointError where training all of it in stage 2 would not fit.
+    Raises CheckpointError if training all of it in stage 2 would not fit.
     """
     with torch.device("meta"):
         empty = VideoLLaVA(config)
@@ -145,8 +144,8 @@ def _answering(
         contestants[f"{OURS}, compiled"] = (Ours(model, compiled=True), x)
     prefill, decode = answers(contestants, rounds, tokens)
     frames = model.config.video.frames
-    work = batch * prefill_work(model.config, frames, WORDS)
-    prefill["MFU"] = {name: work / (ms / 1000) / peak for name, ms in prefill["ms"].items()}
+    flops = batch * prefill_flops(model.config, frames, WORDS)
+    prefill["MFU"] = {name: flops / (ms / 1000) / peak for name, ms in prefill["ms"].items()}
     decode["tokens/s"] = {name: batch / (ms / 1000) for name, ms in decode["ms"].items()}
     positions = x.ids.shape[1] + tokens // 2  # halfway through the answer
     language = model.config.language
@@ -160,7 +159,7 @@ def _answering(
 def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds: int, peak: float) -> dict:
     """The row of one stage: whole steps, with AdamW, of both models. They share their weights, so also its state."""
     x = Inputs(model.config, batch, next(model.projector.parameters()))
-    only(model, model.projector, *([model.language_model] if stage == 2 else []))
+    freeze_all_but(model, model.projector, *([model.language_model] if stage == 2 else []))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=x.ids.is_cuda)
     decoder = model.language_model
@@ -179,9 +178,9 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     peer.eval()
     row = {"cell": f"stage {stage}, step", "batch": batch, **ratios(seconds)}
     row["recomputed layers"] = {OURS: recomputed, THEIRS: len(decoder.layers)}
-    work = batch * training_work(model.config, model.config.video.frames, WORDS, LEARNED, stage)
+    flops = batch * training_flops(model.config, model.config.video.frames, WORDS, LEARNED, stage)
     row["tokens/s"] = {name: x.ids.numel() / median(times) for name, times in seconds.items()}
-    row["MFU"] = {name: work / median(times) / peak for name, times in seconds.items()}
+    row["MFU"] = {name: flops / median(times) / peak for name, times in seconds.items()}
     row["peak memory, GiB"] = memory
     return row
 
@@ -231,7 +230,7 @@ def _total_memory(device: torch.device) -> float:
 
 
 def _peak_memory(run: Callable, device: torch.device) -> float | None:
-    """GiB allocated at most during the second of two runs; None where it cannot be told."""
+    """GiB allocated at most during the second of two runs; None if it cannot be told."""
     run()
     if device.type != "cuda":
         return None

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minivllava.bench.timing import in_turns, ratios
+from minivllava.bench.timing import PEER, in_turns, ratios
 from minivllava.checkpoints.huggingface import names, port_card, spelling
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.data.conversation import IGNORE
@@ -26,7 +26,7 @@ from minivllava.models.generate import Sampling, generate
 from minivllava.models.pretrained import built
 from minivllava.models.vllava import VideoLLaVA
 
-OURS, THEIRS = "ours", "transformers"
+OURS, THEIRS = "ours", PEER
 WORDS, LEARNED = 32, 16  # tokens of text beside the clip; of these, in the answer
 
 
@@ -129,9 +129,7 @@ def peer_of(model: VideoLLaVA) -> nn.Module:
     return peer.eval()
 
 
-def compare(
-    model: VideoLLaVA, rounds: int = 9, tokens: int = 48, batches: tuple[int, ...] = (1, 8), training: bool = True
-) -> dict:
+def compare(model: VideoLLaVA, rounds: int = 9, tokens: int = 48, batches: tuple[int, ...] = (1, 8)) -> dict:
     """`rows`, one for each cell and batch size, and `difference`, of the two models' logits and greedy tokens.
 
     Each row: `cell`, `batch`, `ms` (medians; of decode, for one step), `ratio` (how many times as long the peer
@@ -144,9 +142,8 @@ def compare(
         x = Inputs(same.config, batch, like)
         runs = {name: partial(contestant.logits, x) for name, contestant in contestants.items()}
         rows.append(_row("forward", batch, runs, rounds, x))
-        if training:
-            runs = {name: _gradients(contestant, x) for name, contestant in contestants.items()}
-            rows.append(_row("forward+backward", batch, runs, rounds, x))
+        runs = {name: _gradients(contestant, x) for name, contestant in contestants.items()}
+        rows.append(_row("forward+backward", batch, runs, rounds, x))
         rows += answers({name: (contestant, x) for name, contestant in contestants.items()}, rounds, tokens)
     return {"rows": rows, "difference": difference(contestants, Inputs(same.config, 2, like))}
 

@@ -6,13 +6,14 @@ from statistics import median, quantiles
 
 import torch
 
-# dense bf16 operations per second, by the makers' data sheets; SXM where there are several
+# dense bf16 FLOPs a second, by the makers' data sheets; SXM if there are several
 PEAKS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
     "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
 
-H100 = PEAKS["H100"], 3.35e12  # operations and bytes a second, by the data sheet
+PEER = "transformers"
+H100 = PEAKS["H100"], 3.35e12  # FLOPs and bytes a second, by the data sheet
 
 
 def synchronise(device: torch.device):
@@ -38,14 +39,14 @@ def in_turns(runs: dict[str, Callable], rounds: int, device: torch.device) -> di
     return seconds
 
 
-def ratios(seconds: dict[str, list[float]], peer: str = "transformers") -> dict:
-    """`ms`: each run's median; `ratio`: how many times as long the peer takes, the median over rounds; `between`:
-    the quartiles of these. Both are empty where the peer did not run."""
+def ratios(seconds: dict[str, list[float]]) -> dict:
+    """`ms`: each run's median; `ratio`: how many times as long the PEER takes, the median over rounds; `between`: the
+    quartiles of these. The last two are empty if the peer did not run."""
     row = {"ms": {name: 1000 * median(times) for name, times in seconds.items()}, "ratio": {}, "between": {}}
     for name, times in seconds.items():
-        if name == peer or peer not in seconds:
+        if name == PEER or PEER not in seconds:
             continue
-        rounds = [theirs / ours for ours, theirs in zip(times, seconds[peer], strict=True)]
+        rounds = [theirs / ours for ours, theirs in zip(times, seconds[PEER], strict=True)]
         row["ratio"][name] = median(rounds)
         if len(rounds) > 1:
             low, _, high = quantiles(rounds, n=4, method="inclusive")
@@ -61,13 +62,13 @@ def copy_bandwidth(device: torch.device, size: int = 2**31) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192) -> float:
-    """Operations per second of the fastest of ten large matrix products of random numbers."""
+    """FLOPs a second of the fastest of ten large matrix products of random numbers."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / min(in_turns({"product": lambda: a @ b}, 10, device)["product"])
 
 
 def peak_rate(device: torch.device) -> float | None:
-    """The data sheet's dense bf16 operations per second of this GPU; None for one that is not in the table."""
+    """The data sheet's dense bf16 FLOPs a second of this GPU; None for one that is not in the table."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

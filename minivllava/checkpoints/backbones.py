@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.checkpoints.checkpoint import as_dtype, load_language, load_languagebind, need_tokenizer
+from minivllava.checkpoints.checkpoint import load_language, load_languagebind, need_tokenizer
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.huggingface import LLAMAS, language_config
+from minivllava.checkpoints.huggingface import language_config
+from minivllava.checkpoints.layouts import Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
-from minivllava.checkpoints.original import is_languagebind, tower_config
+from minivllava.checkpoints.original import tower_config
 from minivllava.checkpoints.storage import read_card
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import (
@@ -24,8 +25,8 @@ from minivllava.config import (
     VisionTowerConfig,
 )
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError
-from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface, one_line
+from minivllava.errors import CheckpointError, ConfigError, short_reason
+from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface
 from minivllava.models.projector import build_projector
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
@@ -43,7 +44,7 @@ NOTES = (
 TEXT_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 
 
-def load_language_model(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32):
+def load_language_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
     """(language model, tokenizer) of a folder or hub id: a LLaMA (SmolLM2, Vicuna, Llama 3) becomes our decoder; one
     that our decoder cannot be (biases, another width of heads or scaling of positions) and any other causal language
     model of `transformers` stays what it is, behind our decoder's interface.
@@ -51,14 +52,14 @@ def load_language_model(path: str | Path, device="cpu", dtype: torch.dtype | str
     Raises CheckpointError for what cannot be read, ConfigError for a model that does not fit the interface.
     """
     source = Source.find(path)
-    if "format" in source.card or _is_our_decoder(source.card):
-        language, tokenizer = load_language(path, device, dtype)
+    if layout_of(source.card).writer == "minivllava" or _is_our_decoder(source.card):
+        language, tokenizer = load_language(path)
         return language, need_tokenizer(tokenizer, source.folder)
-    return load_causal_lm(path, device, dtype)
+    return load_causal_lm(path)
 
 
 def _is_our_decoder(card: dict) -> bool:
-    if card.get("model_type") not in LLAMAS:
+    if layout_of(card) != Layout("language", "transformers"):
         return False
     try:
         language_config(card, "")
@@ -67,15 +68,13 @@ def _is_our_decoder(card: dict) -> bool:
     return True
 
 
-def load_causal_lm(
-    path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32
-) -> tuple[PretrainedLanguageModel, Tokenizer]:
+def load_causal_lm(path: str | Path) -> tuple[PretrainedLanguageModel, Tokenizer]:
     """Any causal language model of `transformers`, LLaMA or not, behind our decoder's interface, in eval mode."""
     from transformers import AutoModelForCausalLM
 
     source = Source.find(path)
     folder = source.weights_folder()
-    model = _read(AutoModelForCausalLM, folder, as_dtype(dtype), device)
+    model = _read(AutoModelForCausalLM, folder)
     context = _context(model.config, folder)
     stop = getattr(model.generation_config, "eos_token_id", None)
     rows, width = model.get_input_embeddings().weight.shape
@@ -94,22 +93,23 @@ def load_causal_lm(
     return language, tokenizer
 
 
-def load_encoder(path: str | Path, kind: str, device="cpu", dtype: torch.dtype | str = torch.float32) -> nn.Module:
+def load_encoder(path: str | Path, kind: str) -> nn.Module:
     """The encoder of images (`kind` "image") or clips ("video") of a folder or hub id, frozen, in eval mode.
 
     LanguageBind's, or bound encoders of our own layout, become our encoders; a CLIP or SigLIP tower of
     `transformers` stays what it is, and sees clips frame by frame. Raises CheckpointError, ConfigError.
     """
     source = Source.find(path)
-    if "format" in source.card or is_languagebind(source.card):
-        bound, _ = load_languagebind(path, device, dtype)
+    layout = layout_of(source.card)
+    if layout.writer == "minivllava" or layout.kind == "languagebind":
+        bound, _ = load_languagebind(path)
         if kind not in bound.encoders:
             raise ConfigError(f"{path} holds an encoder for {', '.join(bound.encoders)}, and none for {kind}.")
         return bound.encoders[kind].requires_grad_(False)
-    return load_tower(path, device, dtype).requires_grad_(False)
+    return load_tower(path).requires_grad_(False)
 
 
-def load_tower(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32) -> VisionTower:
+def load_tower(path: str | Path) -> VisionTower:
     """The vision tower of a CLIP or SigLIP of `transformers`, with the colours it was trained on, in eval mode."""
     import transformers
 
@@ -119,7 +119,7 @@ def load_tower(path: str | Path, device="cpu", dtype: torch.dtype | str = torch.
     kinds = {"clip": "CLIP", "clip_vision_model": "CLIP", "siglip": "Siglip", "siglip_vision_model": "Siglip"}
     if kind not in kinds:
         raise ConfigError(f"{folder / 'config.json'} describes a {kind!r}; a CLIP or SigLIP is needed here.")
-    model = _read(getattr(transformers, f"{kinds[kind]}VisionModel"), folder, as_dtype(dtype), device)
+    model = _read(getattr(transformers, f"{kinds[kind]}VisionModel"), folder)
     mean, std = (CLIP_MEAN, CLIP_STD) if kinds[kind] == "CLIP" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     file = folder / "preprocessor_config.json"
     if file.is_file():
@@ -135,18 +135,18 @@ def part_config(folder: str | Path, kind: str):
     Raises CheckpointError, ConfigError.
     """
     source = Source.find(folder)
-    card, where = source.card, source.folder / "config.json"
-    if "format" in card:
+    card, layout, where = source.card, layout_of(source.card), source.folder / "config.json"
+    if layout.writer == "minivllava":
         config, wanted = card["config"], "language" if kind == "language" else "languagebind"
-        if card.get("kind") != wanted or kind != "language" and kind not in config["encoders"]:
-            raise CheckpointError(f"{where} describes a {card.get('kind')!r}, in which there is no {kind} part.")
+        if layout.kind != wanted or kind != "language" and kind not in config["encoders"]:
+            raise CheckpointError(f"{where} describes a {layout.kind!r}, in which there is no {kind} part.")
         return (
             from_dict(LanguageConfig, config)
             if kind == "language"
             else from_dict(VisionConfig, config["encoders"][kind])
         )
     if kind != "language":
-        if is_languagebind(card):
+        if layout.kind == "languagebind":
             return tower_config(source)
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
     if _is_our_decoder(card):
@@ -159,7 +159,7 @@ def part_config(folder: str | Path, kind: str):
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
     """A Video-LLaVA of these encoders and this language model; its projector is new (seed 0).
 
-    Sizes are the parts' own, all else is the config's, such as the frames of a clip. Raises ConfigError when the parts
+    Sizes are the parts' own; the rest, such as the frames of a clip, is the config's. Raises ConfigError when the parts
     do not fit each other, or a temporal embedding is not as long as the config's clips.
     """
     frames = config.video.frames
@@ -178,9 +178,12 @@ def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: 
     return model.eval()
 
 
-def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
-    """A model of `transformers`, all of it. Raises CheckpointError that names what is missing or does not fit, and for
-    one that is too large for the memory, before any of it is loaded."""
+def _read(kind, folder: Path) -> nn.Module:
+    """A model of `transformers`, all of it, in float32, on the CPU.
+
+    Raises CheckpointError that names what is missing or does not fit, and for a model that is too large for the memory,
+    before any of it is loaded.
+    """
     stored = Weights(folder).entries
     weights = sum(torch.Size(entry.shape).numel() for name, entry in stored.items() if not name.startswith(TEXT_PARTS))
     described = _described_weights(kind, folder)
@@ -189,19 +192,21 @@ def _read(kind, folder: Path, dtype: torch.dtype, device) -> nn.Module:
             f"{folder} does not fit its config: config.json describes {described:,} weights and the files hold "
             f"{weights:,}: copy it again."
         )
-    require_memory(max(weights, described), dtype, device, folder)
+    require_memory(max(weights, described), torch.float32, "cpu", folder)
     try:
         model, told = kind.from_pretrained(
-            folder, output_loading_info=True, dtype=dtype, trust_remote_code=False, ignore_mismatched_sizes=True
+            folder, output_loading_info=True, dtype=torch.float32, trust_remote_code=False, ignore_mismatched_sizes=True
         )
     except Exception as error:  # of many types
-        raise CheckpointError(f"{folder} cannot be read by transformers ({one_line(error)}): copy it again.") from error
+        raise CheckpointError(
+            f"{folder} cannot be read by transformers ({short_reason(error)}): copy it again."
+        ) from error
     problems = [f"missing {key}" for key in told["missing_keys"]]
     problems += [f"{key} is {tuple(is_)}, not {tuple(wanted)}" for key, is_, wanted in told["mismatched_keys"]]
     problems += [f"unexpected {key}" for key in told["unexpected_keys"] if not key.startswith(TEXT_PARTS)]
     if problems:
         raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems))}: copy it again.")
-    return model.to(device)
+    return model
 
 
 def _described_weights(kind, folder: Path) -> int:
@@ -213,7 +218,7 @@ def _described_weights(kind, folder: Path) -> int:
         model.tie_weights()
     except Exception as error:  # of many types
         raise CheckpointError(
-            f"{folder} cannot be read by transformers ({one_line(error)}): name another model, or copy it again."
+            f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
     return sum(p.numel() for p in model.parameters())
 
@@ -226,7 +231,7 @@ def _their_config(folder: Path, vision: bool = False):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many types
         raise CheckpointError(
-            f"{folder} cannot be read by transformers ({one_line(error)}): name another model, or copy it again."
+            f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
     if getattr(config, "quantization_config", None):
         raise ConfigError("The weights are quantised: name the model in full precision, and quantise it at load.")

@@ -18,13 +18,14 @@ from torch import nn
 
 from minivllava.checkpoints import huggingface
 from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.layouts import LLAMAS, Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
-from minivllava.checkpoints.original import Original, is_languagebind, languagebind_config, languagebind_parts
+from minivllava.checkpoints.original import Original, languagebind_config, languagebind_parts
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
 from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError
+from minivllava.errors import CheckpointError, ConfigError, short_reason
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
@@ -63,8 +64,8 @@ def save_model(
     notes: dict | None = None,
     tokenizer: Tokenizer | None = None,
 ):
-    """Writes any of the three kinds of model folder, all or nothing. Of several processes all call it, and one
-    writes."""
+    """Writes any of the three kinds of model folder, all or nothing. If there are several processes, all must call it;
+    one of them writes."""
     kind_of_weights = getattr(getattr(model, "language_model", model), "quantized", None)
     if kind_of_weights:
         raise CheckpointError(f"A model rounded to {kind_of_weights} cannot be saved: save it whole, round at load.")
@@ -104,16 +105,16 @@ def load_vllava(
     Raises CheckpointError for whatever is wrong with the checkpoint or is too large for the device's memory.
     """
     source = Source.find(path)
-    card = source.card
-    if (image_encoder or video_encoder) and card.get("model_type") != "llava":
+    layout = layout_of(source.card)
+    if (image_encoder or video_encoder) and layout.writer != "original":
         raise ConfigError(f"{path} brings its encoders: leave image_encoder and video_encoder out.")
-    if _is_ours(card):
+    if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "video-llava", ModelConfig)
-    elif card.get("model_type") == "llava" and not isinstance(card.get("text_config"), dict):
+    elif layout == Layout("video-llava", "original"):
         original = _described(source, lambda: Original(source, image_encoder, video_encoder))
         config, tokenizer, parts = original.config, _tokenizer(source), original.parts
-    elif card.get("model_type") == "video_llava":
-        config = _described(source, lambda: huggingface.model_config(card, source.folder / "config.json"))
+    elif layout == Layout("video-llava", "transformers"):
+        config = _described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
         tokenizer, parts = _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
     else:
         raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
@@ -129,7 +130,7 @@ def load_vllava(
     _check_vocabulary(tokenizer, config.language.vocab_size, source)
     if quantize is not None:  # on the CPU first, so that a device needs memory for the rounded weights alone
         usable_device(device)
-        _described(source, lambda: require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name))
+        _fitting(source, lambda: require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name))
         model = _build(VideoLLaVA, config, source, parts, "cpu", dtype, tokenizer=tokenizer)
         round_weights(model.language_model, quantize, device)
         model.to(device)
@@ -145,15 +146,18 @@ def load_languagebind(
     """Reads bound encoders, in eval mode: a folder or hub id, in this project's layout or in LanguageBind's (image,
     video, depth; a LoRA is folded into the weights). Raises CheckpointError."""
     source = Source.find(path)
-    if _is_ours(source.card):
+    layout = layout_of(source.card)
+    if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "languagebind", LanguageBindConfig)
-    elif is_languagebind(source.card):
+    elif layout == Layout("languagebind", "original"):
         config, tokenizer = _described(source, lambda: languagebind_config(source)), _tokenizer(source)
 
         def parts(names):
             return languagebind_parts(source, names)
     else:
         raise _unknown(source, "languagebind", "or LanguageBind's own")
+    if type(config.embed_dim) is not int or config.embed_dim < 1:
+        raise _unfit(source, f"the joint space is {config.embed_dim!r} wide: a whole number of at least 1 is needed")
     _check_vocabulary(tokenizer, config.text.vocab_size, source)
     return _build(LanguageBind, config, source, parts, device, dtype), tokenizer
 
@@ -164,14 +168,15 @@ def load_language(
     """Reads a language model, in eval mode: a folder or hub id, in this project's layout or a LLaMA in that of
     `transformers` (Vicuna, TinyLlama, SmolLM2, Llama 3, Mistral). Raises CheckpointError."""
     source = Source.find(path)
-    if _is_ours(source.card):
+    layout = layout_of(source.card)
+    if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "language", LanguageConfig)
-    elif source.card.get("model_type") in huggingface.LLAMAS:
+    elif layout == Layout("language", "transformers"):
         file = source.folder / "config.json"
         config = _described(source, lambda: huggingface.language_config(source.card, file))
         tokenizer, parts = _tokenizer(source), _parts(source, huggingface.language_names)
     else:
-        raise _unknown(source, "language", f"or one of transformers' {', '.join(huggingface.LLAMAS)}")
+        raise _unknown(source, "language", f"or one of transformers' {', '.join(LLAMAS)}")
     _check_vocabulary(tokenizer, config.vocab_size, source)
     return _build(LanguageModel, config, source, parts, device, dtype), tokenizer
 
@@ -181,7 +186,7 @@ def _build(model_type, config, source: Source, parts: Callable, device, dtype, *
     dtype = as_dtype(dtype)
     usable_device(device)
     with torch.device("meta"), WithoutFirstWeights():
-        model = _described(source, lambda: model_type(config, **arguments))
+        model = _fitting(source, lambda: model_type(config, **arguments))
     require_memory(count_weights(model), dtype, device, source.name)
     return fill(model, parts(model.state_dict()), device, dtype)
 
@@ -195,25 +200,22 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def usable_device(device: str | torch.device | None) -> str | torch.device:
-    """A device by its name; by default a GPU where there is one. Raises ConfigError for one that is not there."""
+    """A device by its name; by default a GPU if there is one. Raises ConfigError for a device that is not there."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"The device {device} cannot be used here ({reason}): use another, such as cpu.") from error
+        raise ConfigError(
+            f"The device {device} cannot be used here ({short_reason(error)}): use another, such as cpu."
+        ) from error
     return device
 
 
 def need_tokenizer(tokenizer: Tokenizer | None, path: str | Path) -> Tokenizer:
-    """The tokenizer that came with a checkpoint. Raises CheckpointError where none did."""
+    """The tokenizer that came with a checkpoint. Raises CheckpointError if none did."""
     if tokenizer is None:
         raise CheckpointError(f"{path} holds no tokenizer: copy tokenizer.json beside its weights.")
     return tokenizer
-
-
-def _is_ours(card: dict) -> bool:
-    return "format" in card or "kind" in card
 
 
 def _ours(source: Source, kind: str, config_type: type):
@@ -248,15 +250,27 @@ def _parts(source: Source, names: Callable[[Iterable[str]], dict], spelling: Cal
     return lambda ours: [Part(Weights(source.weights_folder(), spelling), names(ours))]
 
 
-def _described(source: Source, build: Callable):
-    """What a config.json describes. Raises CheckpointError that names the file."""
+def _described(source: Source, read: Callable):
+    """The config that a config.json describes. Raises CheckpointError that names the file."""
     try:
-        return build()
+        return read()
     except CheckpointError:
         raise
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{source.folder / 'config.json'} does not fit this version: {reason}") from error
+        raise _unfit(source, reason) from error
+
+
+def _fitting(source: Source, build: Callable):
+    """What is built from a config. Raises CheckpointError that names the file for parts that refuse their config."""
+    try:
+        return build()
+    except ConfigError as error:
+        raise _unfit(source, error) from error
+
+
+def _unfit(source: Source, reason) -> CheckpointError:
+    return CheckpointError(f"{source.folder / 'config.json'} does not fit this version: {reason}")
 
 
 def _unknown(source: Source, kind: str, others: str) -> CheckpointError:
@@ -271,7 +285,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 
 
 def _tokenizer(source: Source) -> Tokenizer | None:
-    """The tokenizer of somebody else's folder; None where it holds none."""
+    """The tokenizer of somebody else's folder; None if it holds none."""
     if not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     return Tokenizer.from_pretrained(source.folder)

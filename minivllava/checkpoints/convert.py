@@ -16,12 +16,12 @@ from torch import Tensor
 from minivllava.checkpoints import huggingface
 from minivllava.checkpoints.checkpoint import as_dtype, load_language, load_languagebind, load_vllava, save_model
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.original import is_languagebind
+from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError
+from minivllava.errors import CheckpointError, ConfigError, check_choice
 from minivllava.models.language import LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 
@@ -48,12 +48,16 @@ def convert(
     has no place for. options: those of `load_vllava`. Raises CheckpointError for a checkpoint that cannot be read, or
     not be written without a loss.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    check_choice("layout", layout, LAYOUTS)
     if Path(out).exists():
         raise ConfigError(f"{out} is there already: name a new folder, or delete that one.")
     found = Source.find(source)
-    kind = _kind(found)
+    kind, writer = layout_of(found.card)
+    if writer is None:
+        raise CheckpointError(
+            f"{found.folder / 'config.json'} describes a {kind!r} checkpoint, and none that can be converted: a "
+            "Video-LLaVA, a LanguageBind, or a language model of LLaMA's kind."
+        )
     if kind == "languagebind" and layout != "minivllava":
         raise ConfigError(f"{source} holds bound encoders: only a Video-LLaVA or a language model has that layout.")
     if kind != "video-llava" and options:
@@ -80,23 +84,6 @@ def stored_dtype(source: Source) -> torch.dtype:
         if entry.dtype is not None:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + torch.Size(entry.shape).numel()
     return max(sizes, key=sizes.get, default=torch.float32)
-
-
-def _kind(source: Source) -> str:
-    """What a checkpoint is, by its config.json alone. Raises CheckpointError for what nothing here reads."""
-    card, model_type = source.card, source.card.get("model_type")
-    if "kind" in card:
-        return card["kind"]
-    if is_languagebind(card):
-        return "languagebind"
-    if model_type in huggingface.LLAMAS:
-        return "language"
-    if model_type in ("llava", "video_llava"):
-        return "video-llava"
-    raise CheckpointError(
-        f"{source.folder / 'config.json'} describes a {model_type!r} checkpoint, and none that can be converted: a "
-        "Video-LLaVA, a LanguageBind, or a language model of LLaMA's kind."
-    )
 
 
 def losses(config: ModelConfig) -> list[str]:
@@ -126,8 +113,8 @@ def losses(config: ModelConfig) -> list[str]:
     return lost
 
 
-def save_port(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = None, lossy: bool = False) -> Report:
-    """Writes a Video-LLaVA as the port to `transformers`, all or nothing; with its tokenizer, where it has one.
+def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Report:
+    """Writes a Video-LLaVA as the port to `transformers`, all or nothing; with its tokenizer, if it has one.
 
     The port needs placeholder tokens. Where the vocabulary has none, `<image>`, `<video>` and `<pad>` are added,
     with the mean of all rows of embedding and head: such a token is never the likeliest.
@@ -150,26 +137,24 @@ def save_port(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = N
         if name in tensors:
             tensors[name] = _with_rows(tensors[name], vocabulary)
     names = huggingface.names(tensors, tower="vision_model.")
-    card = huggingface.port_card(config, vocabulary, tokens, dtype or next(model.parameters()).dtype)
+    card = huggingface.port_card(config, vocabulary, tokens, next(model.parameters()).dtype)
     card["text_config"] |= _ends(model.tokenizer)
     files = {"config": card, "generation_config": _ends(model.tokenizer)} | huggingface.processor_cards(config)
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
-    _write(path, renamed, files, model.tokenizer and port_tokenizer(model.tokenizer, tokens), dtype)
+    _write(path, renamed, files, model.tokenizer and port_tokenizer(model.tokenizer, tokens))
     return Report("video-llava", len(tensors), lost)
 
 
-def save_llama(
-    model: LanguageModel, path: str | Path, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
-) -> Report:
-    """Writes a language model as `LlamaForCausalLM`, all or nothing; with its tokenizer, where it has one."""
+def save_llama(model: LanguageModel, path: str | Path, tokenizer: Tokenizer | None = None) -> Report:
+    """Writes a language model as `LlamaForCausalLM`, all or nothing; with its tokenizer, if it has one."""
     tensors = {name: t for name, t in gathered(model.state_dict()).items() if name not in model.tied}
     names = huggingface.language_names(tensors)
-    dtype_name = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
+    dtype_name = str(next(model.parameters()).dtype).removeprefix("torch.")
     card = huggingface.language_card(model.config, model.config.vocab_size) | _ends(tokenizer)
     card |= {"architectures": ["LlamaForCausalLM"], "dtype": dtype_name, "torch_dtype": dtype_name}
     files = {"config": card, "generation_config": _ends(tokenizer)}
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
-    _write(path, renamed, files, tokenizer and port_tokenizer(tokenizer, {}), dtype)
+    _write(path, renamed, files, tokenizer and port_tokenizer(tokenizer, {}))
     return Report("language", len(tensors))
 
 
@@ -178,11 +163,11 @@ def _ends(tokenizer: Tokenizer | None) -> dict[str, int]:
     return {"bos_token_id": bos, "eos_token_id": eos}
 
 
-def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict], tokenizer, dtype: torch.dtype | None):
+def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict], tokenizer):
     """Tensors, JSON files and a tokenizer of `transformers`, as one folder that is whole or not there."""
 
     def write(folder: Path):
-        save_shards(tensors, folder, dtype, alias=False)
+        save_shards(tensors, folder, alias=False)
         for name, values in files.items():
             (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
         if tokenizer is not None:
@@ -192,7 +177,7 @@ def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict],
 
 
 def _placeholders(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, int]:
-    """{"<image>": id, "<video>": id, "<pad>": id}, behind the vocabulary where it does not have them yet."""
+    """{"<image>": id, "<video>": id, "<pad>": id}, behind the vocabulary if it does not have them yet."""
     if config.image_token is not None and config.video_token is not None:
         return {"<image>": config.image_token, "<video>": config.video_token}
     first = config.language.vocab_size if tokenizer is None else len(tokenizer)

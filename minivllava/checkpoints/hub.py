@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from minivllava.checkpoints.storage import read_card
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, short_reason
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # what is small comes first: sizes are known, and refused, before gigabytes are downloaded
@@ -57,8 +57,7 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # of the hub, the network and the disk; each has its own types
-        reason = (str(error).splitlines() or [""])[0].strip(" .") or type(error).__name__
         raise CheckpointError(
-            f"{name} is no folder here, and the hub does not give it ({type(error).__name__}: {reason}): check the "
-            "name and the network, or download it elsewhere and name the folder."
+            f"{name} is no folder here, and the hub does not give it ({type(error).__name__}: {short_reason(error)}): "
+            "check the name and the network, or download it elsewhere and name the folder."
         ) from error

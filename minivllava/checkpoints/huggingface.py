@@ -16,7 +16,6 @@ from minivllava.config import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig, 
 from minivllava.errors import CheckpointError
 from minivllava.models.layers import ACTIVATIONS
 
-LLAMAS = ("llama", "mistral")  # model types that are this decoder
 # what `transformers` takes for fields that a config.json leaves out
 CLIP_VISION = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -41,7 +40,7 @@ def vision_config(card: dict, where: str | Path, **more) -> VisionConfig:
     """The encoder that a CLIP `vision_config` describes. Raises CheckpointError for what this one cannot be."""
     card = CLIP_VISION | {name: value for name, value in card.items() if value is not None}
     height, width = card["image_size"] if isinstance(card["image_size"], list) else (card["image_size"],) * 2
-    patch = card["patch_size"] if not isinstance(card["patch_size"], list) else card["patch_size"][0]
+    patch = card["patch_size"][0] if card["patch_size"] and isinstance(card["patch_size"], list) else card["patch_size"]
     refuse_unless(height == width, where, f"image_size {card['image_size']}: only square images are supported")
     refuse_unless(card["num_channels"] == 3, where, f"num_channels {card['num_channels']}: only 3 are supported")
     refuse_unless(card["hidden_act"] in ACTIVATIONS, where, f"hidden_act {card['hidden_act']!r} is unknown here")
@@ -58,6 +57,7 @@ def language_config(card: dict, where: str | Path) -> LanguageConfig:
     rope = {**(card.get("rope_scaling") or {}), **(card.get("rope_parameters") or {})}
     heads, context = card["num_attention_heads"], card.get("max_sequence_length") or card["max_position_embeddings"]
     window = card.get("sliding_window")
+    refuse_unless(isinstance(heads, int) and heads > 0, where, f"num_attention_heads {heads!r}: at least 1 is needed")
     refuse_unless(card["hidden_act"] == "silu", where, f"hidden_act {card['hidden_act']!r}: only silu is supported")
     for bias in ("attention_bias", "mlp_bias"):
         refuse_unless(not card.get(bias), where, f"{bias} is set, and only layers without biases are supported")
@@ -102,11 +102,11 @@ def model_config(card: dict, where: str | Path) -> ModelConfig:
     activation = card.get("projector_hidden_act", "gelu")
     refuse_unless(activation == "gelu", where, f"projector_hidden_act {activation!r}: only gelu is supported")
     refuse_unless(card.get("multimodal_projector_bias", True), where, "a projector without biases is not supported")
-    kinds = [card.get(part, {}).get("model_type", known) for part, known in _PARTS.items()]
+    kinds = [section(card, part, where).get("model_type", known) for part, known in _PARTS.items()]
     refuse_unless(kinds == list(_PARTS.values()), where, f"parts {kinds}: only {list(_PARTS.values())} are supported")
-    vision = vision_config(card.get("vision_config") or PORT_VISION, where)
+    vision = vision_config(section(card, "vision_config", where) or PORT_VISION, where)
     frames, rest = divmod(card.get("video_seq_length", 2056), vision.grid**2 + 1)
-    text = card.get("text_config", {})
+    text = section(card, "text_config", where)
     return ModelConfig(
         image=vision, video=replace(vision, frames=frames if frames and not rest else 8),
         language=language_config(text | {"tie_word_embeddings": card.get("tie_word_embeddings", False)}, where),
@@ -234,6 +234,13 @@ def token_id(tokenizer, text: str) -> int | None:
     """The id of a token, of our own tokenizer or of one that `transformers` reads."""
     lookup = getattr(tokenizer.backend, "token_to_id", None) or tokenizer.backend.convert_tokens_to_ids
     return lookup(text)
+
+
+def section(card: dict, name: str, where: str | Path) -> dict:
+    """A part of a config.json that has fields of its own; an empty one if it is left out. Raises CheckpointError."""
+    found = card.get(name) or {}
+    refuse_unless(isinstance(found, dict), where, f"{name} is {found!r}, not an object of named fields")
+    return found
 
 
 def refuse_unless(fits: bool, where: str | Path, what: str):

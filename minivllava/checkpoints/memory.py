@@ -8,13 +8,13 @@ from minivllava.errors import CheckpointError
 
 
 def require_memory(weights: int, dtype: torch.dtype, device, where: str | Path):
-    """Raises CheckpointError when so many weights would not fit, saying what they need and what is free."""
+    """Raises CheckpointError if this many weights do not fit, saying what they need and what is free."""
     what = f"{weights:,} weights as {str(dtype).partition('.')[2]}"
     require_bytes(weights * dtype.itemsize, what, device, where)
 
 
 def require_bytes(needed: int, what: str, device, where: str | Path):
-    """Raises CheckpointError when so many bytes are not free on a device; `what` needs them."""
+    """Raises CheckpointError if this many bytes are not free on a device; `what` needs them."""
     free = free_memory(device)
     if free is not None and needed > free:
         raise CheckpointError(
@@ -24,7 +24,7 @@ def require_bytes(needed: int, what: str, device, where: str | Path):
 
 
 def free_memory(device) -> int | None:
-    """Bytes that can still be allocated on a device; None where nobody knows."""
+    """Bytes that can still be allocated on a device; None if that cannot be told."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -1,6 +1,6 @@
 """The tensors of other people's checkpoints by our names: one table per part.
 
-A row names a module or a parameter, ours first; `#` stands for the number of the layer. The original code and
+A row names a module or a parameter, ours first; `#` is the number of the layer. The original code and
 `transformers` share these names, and differ in what they put before them (original.py, huggingface.py).
 """
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.huggingface import language_config, refuse_unless, vision_config
+from minivllava.checkpoints.huggingface import language_config, refuse_unless, section, vision_config
+from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.names import LLAMA, TEXT, VISION, names_under
 from minivllava.checkpoints.weights import Part, Weights
 from minivllava.config import ModelConfig, TextConfig, VisionConfig
@@ -39,16 +40,12 @@ def spelling(name: str) -> str:
 # LanguageBind
 
 
-def is_languagebind(card: dict) -> bool:
-    """Whether a config.json is of a LanguageBind checkpoint."""
-    return str(card.get("model_type")).startswith("LanguageBind")
-
-
 def tower_config(source: Source) -> VisionConfig:
     """The encoder of a LanguageBind folder. Raises CheckpointError."""
     where, card = source.folder / "config.json", source.card
-    refuse_unless(is_languagebind(card), where, f"model_type {card.get('model_type')!r} is no LanguageBind encoder")
-    vision = card.get("vision_config") or {}
+    bound = layout_of(card).kind == "languagebind"
+    refuse_unless(bound, where, f"model_type {card.get('model_type')!r} is no LanguageBind encoder")
+    vision = section(card, "vision_config", where)
     temporal = bool(vision.get("add_time_attn"))
     config = vision_config(vision, where, temporal=temporal, patch_dropout=vision.get("force_patch_dropout") or 0.0)
     return replace(config, frames=vision["num_frames"]) if temporal else config
@@ -57,7 +54,8 @@ def tower_config(source: Source) -> VisionConfig:
 def languagebind_config(source: Source) -> LanguageBindConfig:
     """The encoder and the text encoder of a LanguageBind folder. Raises CheckpointError."""
     card, where = source.card, source.folder / "config.json"
-    text = CLIP_TEXT | {name: value for name, value in (card.get("text_config") or {}).items() if value is not None}
+    text = section(card, "text_config", where)
+    text = CLIP_TEXT | {name: value for name, value in text.items() if value is not None}
     refuse_unless(text["hidden_act"] in ACTIVATIONS, where, f"hidden_act {text['hidden_act']!r} is unknown here")
     return LanguageBindConfig(
         encoders={modality(card): tower_config(source)},

@@ -12,8 +12,8 @@ from torch import nn
 from minivllava.checkpoints.memory import require_bytes
 from minivllava.checkpoints.weights import WithoutFirstWeights, count_weights
 from minivllava.config import ModelConfig
-from minivllava.errors import ConfigError
-from minivllava.models.pretrained import linear_layers, one_line
+from minivllava.errors import ConfigError, check_choice, short_reason
+from minivllava.models.pretrained import linear_layers
 from minivllava.models.vllava import VideoLLaVA
 
 QUANTIZATIONS = ("int8", "int4")
@@ -21,9 +21,8 @@ GROUPS = (128, 64, 32)  # weights that share a scale in int4
 
 
 def require_torchao(kind: str):
-    """Raises ConfigError for a kind that there is not, or where `torchao` is missing."""
-    if kind not in QUANTIZATIONS:
-        raise ConfigError(f"There is no quantisation {kind!r}; choose one of {', '.join(QUANTIZATIONS)}.")
+    """Raises ConfigError for a kind that does not exist, or if `torchao` is missing."""
+    check_choice("quantisation", kind, QUANTIZATIONS)
     try:
         import torchao.quantization  # noqa: F401
     except ImportError as error:
@@ -31,7 +30,7 @@ def require_torchao(kind: str):
 
 
 def require_rounded_memory(config: ModelConfig, kind: str, dtype: torch.dtype, device, where: str | Path):
-    """Raises CheckpointError where a model whose language model is rounded would not fit into the device's memory."""
+    """Raises CheckpointError if a model whose language model is rounded would not fit into the device's memory."""
     with torch.device("meta"), WithoutFirstWeights():
         model = VideoLLaVA(config)
     everything, decoder = count_weights(model), model.language_model
@@ -63,7 +62,7 @@ def quantize(language_model: nn.Module, kind: str, device: str | torch.device) -
     try:
         quantize_(language_model, recipe, filter_fn=lambda module, name: name in layers, device=device)
     except (ImportError, NotImplementedError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"torchao cannot do {kind} here ({one_line(error)}): try int8, or none.") from error
+        raise ConfigError(f"torchao cannot do {kind} here ({short_reason(error)}): try int8, or none.") from error
     language_model.quantized = kind
     return language_model
 

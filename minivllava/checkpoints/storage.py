@@ -23,7 +23,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
     """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place.
 
     A folder that was there before is moved aside first: a process that is killed right then leaves it for
-    `recover_folder`. Of several processes all call it, and only the main one writes.
+    `recover_folder`. If there are several processes, all must call it; only the main one writes.
     """
     if not is_main_process():
         return
@@ -53,7 +53,7 @@ def recover_folder(path: Path):
 
 
 def read_card(file: Path, fix: str) -> dict:
-    """The JSON object in a file. Raises CheckpointError, which ends with how to mend it, where there is none."""
+    """The JSON object in a file. Raises CheckpointError if there is none; its message ends with `fix`."""
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -73,11 +73,11 @@ def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None):
+def save_tensors(tensors: dict[str, Tensor], path: Path):
     """Writes tensors to a safetensors file; one that equals an earlier one is noted as its alias."""
     aliases = find_aliases(tensors)
     kept = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-    _save_file(kept, path, dtype, {"aliases": json.dumps(aliases)})
+    _save_file(kept, path, None, {"aliases": json.dumps(aliases)})
 
 
 def save_shards(

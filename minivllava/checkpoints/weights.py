@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, short_reason
 from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 
-# what older versions of transformers stored beside the weights, and every model computes anew
+# older versions of transformers stored these beside the weights; every model computes them itself
 CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 SHOWN = 50  # of the tensors that do not fit; a wrong config can have hundreds
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -39,7 +39,7 @@ class Entry:
 class Weights:
     """The tensors of a checkpoint folder, by name; nothing but their shapes has been read.
 
-    `spelling` turns a stored name into the one it goes by here, where a layout has several. Raises
+    `spelling` turns a stored name into the one used here, if a layout has several spellings. Raises
     CheckpointError for weights that are missing, truncated, or more than tensors.
     """
 
@@ -70,7 +70,7 @@ class Weights:
             sizes = [_bytes(self.entries[name]) for name in wanted]
             room = sum(sizes) if _is_old_pickle(file) else min(256 << 20, max(4 << 20, sum(sizes) // 32))
             for portion in _portions(wanted, sizes, room):
-                # Opened anew for each portion: pages of a mapped file count as memory until it is closed.
+                # Opened again for each portion: pages of a mapped file count as memory until it is closed.
                 stored = _open(file)
                 for name in portion:
                     yield name, stored(self.entries[name].name)
@@ -128,7 +128,7 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
     for module in model.modules():
         if isinstance(module, LanguageModel | PretrainedLanguageModel):
             module.tie()
-    return model.to(device).eval()  # what no file holds is still where it was made
+    return model.to(device).eval()  # buffers that no file holds are still on the device they were made on
 
 
 def count_weights(model: nn.Module) -> int:
@@ -209,7 +209,7 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{file} is truncated or no PyTorch file ({_first_line(error)}): copy it again."
+            f"{file} is truncated or no PyTorch file ({short_reason(error, 120)}): copy it again."
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} holds more than named tensors: name a folder of model weights alone.")
@@ -300,7 +300,3 @@ def _bytes(entry: Entry) -> int:
     for side in entry.shape:
         count *= side
     return count * (entry.dtype.itemsize if entry.dtype else 8)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

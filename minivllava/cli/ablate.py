@@ -47,6 +47,7 @@ def ablate(
     if not names:
         raise ConfigError(f"Name a study: {', '.join(study_names())}, or all.")
     from minivllava.ablations.parts import Parts
+    from minivllava.ablations.run_study import compute, prepare, publish
     from minivllava.ablations.runner import stand_alone
     from minivllava.ablations.settings import base_settings
     from minivllava.ablations.statistics import require_scipy
@@ -66,36 +67,22 @@ def ablate(
     options = [word for text in change for word in ("--set", text)]
     options += [] if parts == STUDY_PARTS else ["--parts", str(parts)]
     for study in studies:
-        _run(study, settings, preset, seeds, found, out, processes, options, quiet=rank > 0)
+        run = prepare(study, settings, seeds, found, out)
+        if rank == 0:
+            _print_known(run)
+        cells = compute(run, found, processes)
+        if rank == 0:
+            results, file = publish(run, cells, preset, options)
+            _print_results(results)
+            print(f"The page: {file}, with {study.name}.png and {study.name}.json beside it.")
 
 
-def _run(study, settings, preset: str, seeds: int, parts, out: Path, processes: int | None, options, quiet: bool):
-    from minivllava.ablations.questions import write_answers
-    from minivllava.ablations.results import finished_cells, shared_cells, summarise, whole_seeds, write_results
-    from minivllava.ablations.runner import grid, run_grid
-
-    arms = study.settings(settings)
-    before = finished_cells(out / f"{study.name}.json")
-    known = shared_cells(out) | before
-    seeds = max(seeds, whole_seeds(arms, parts.fingerprint, before))  # what was shown before is not dropped
-    cells = grid(arms, seeds, parts.fingerprint)
-    keys = {cell.key for cell in cells}
-    read = len(keys & known.keys())
-    if before and not keys & before.keys() and not quiet:
-        print(f"{study.name}: {out / study.name}.json has other settings or parts than today's and will be replaced.")
-    if read and not quiet:
-        print(f"{study.name}: {read} finished cells are read from the results in {out}; --out elsewhere runs them.")
-    if processes is None:
-        processes = seeds if parts.device.type == "cuda" else 1
-    found = run_grid(cells, parts, processes, known)
-    if quiet:
-        return
-    results = summarise(study, preset, cells, found, options)
-    file = write_results(results, out)
-    if study.questions:
-        write_answers(out)
-    _print_results(results)
-    print(f"The page: {file}, with {study.name}.png and {study.name}.json beside it.")
+def _print_known(run):
+    name = run.study.name
+    if run.replaces:
+        print(f"{name}: {run.out / name}.json has other settings or parts than today's and will be replaced.")
+    if run.read:
+        print(f"{name}: {run.read} finished cells are read from the results in {run.out}; --out elsewhere runs them.")
 
 
 def _print_results(results: dict):

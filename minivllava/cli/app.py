@@ -19,7 +19,7 @@ Preset = Annotated[str, typer.Option(help="Sizes and recipe: sample, demo, tiny,
 Changes = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the preset, e.g. stage2.steps=500.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU where there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
 RUNS = Path("runs")
 PARTS = Path("data/pretrained/parts")
 

@@ -28,7 +28,7 @@ def bench(
 
     Training with and without cached features, the wait for data, the first answer, and memory; then the
     same work through `transformers`. With --gpu: training steps, prefill and decode of the published 7B model's sizes;
-    where there is no GPU, the operations and bytes that these cannot do without.
+    without a GPU, the FLOPs and bytes that these cannot do without.
     """
     if gpu:
         figures = _gpu_figures(preset, device, rounds, tokens)

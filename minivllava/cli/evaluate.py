@@ -34,7 +34,7 @@ def evaluate(
         Path | None, typer.Option(help="The folder with its questions and media.", rich_help_panel=BENCHMARK)
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only its first so many questions.", rich_help_panel=BENCHMARK)
+        int | None, typer.Option(min=1, help="Only its first N questions.", rich_help_panel=BENCHMARK)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.", rich_help_panel=BENCHMARK)] = 8,
     temperature: Annotated[

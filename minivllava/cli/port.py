@@ -14,7 +14,8 @@ def port(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder or hub id, with temporal attention.")],
     preset: Preset = "tiny",
     limit: Annotated[
-        int | None, typer.Option(min=2, help="Only so many questions, up to half of which need the order of frames.")
+        int | None,
+        typer.Option(min=2, help="At most this many questions; up to half of them need the order of frames."),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips whose frames are put in another order.")] = 16,
     out: Annotated[Path, typer.Option(help="The folder for port.json and port.png.")] = Path("runs/port"),

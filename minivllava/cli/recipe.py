@@ -43,8 +43,7 @@ def recipe(
     if plan:
         from minivllava.training.plan import plan_recipe
 
-        for line in plan_recipe(told, root, tuple(change), lora, skip_missing, tflops):
-            print(line)
+        _print_plan(plan_recipe(told, root, tuple(change), lora, skip_missing, tflops), told.preset, tflops)
         return
     folder = run_folder(run or Path(name).stem)
     _, missing = train_recipe(told, root, folder, tuple(change), lora, skip_missing, device=device)
@@ -53,3 +52,27 @@ def recipe(
     if missing:
         print(f"Left out the records of {len(missing)} missing file(s), such as {missing[0]}")
     print(f"The model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")
+
+
+def _print_plan(plan, preset: str, tflops: float):
+    counts = ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in plan.parameters.items())
+    print(f"parameters: {counts}; an image is {plan.image_tokens} tokens, a clip {plan.clip_tokens}")
+    if plan.elsewhere:
+        print(f"sizes of the preset {preset}, for {', '.join(plan.elsewhere)}: not a folder here")
+    for stage in plan.stages:
+        print(
+            f"{stage.stage}: {stage.records:,} records, {stage.images:,} images, {stage.clips:,} clips "
+            f"({stage.missing:,} files missing); {stage.steps:,} steps of {stage.batch_size}, about "
+            f"{stage.tokens:,.0f} tokens a record"
+        )
+        print(
+            f"{stage.stage}: {stage.flops:.2e} FLOPs, {_duration(stage.hours)} at {tflops:g} TFLOP/s; weights, "
+            f"gradients and AdamW {stage.memory / 2**30:.1f} GiB, activations not counted"
+        )
+
+
+def _duration(hours: float) -> str:
+    """In hours; below a tenth of an hour in minutes, and below a tenth of a minute in seconds."""
+    if hours >= 0.1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:.1f} minutes" if 60 * hours >= 0.1 else f"{3600 * hours:.2g} seconds"

@@ -48,7 +48,7 @@ def score(
     benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="One of those listed below.")],
     questions: Annotated[Path, typer.Option(help="The benchmark's questions, with their true answers.")],
     answers: Annotated[Path, typer.Option(help="The predictions.")],
-    truth: Annotated[Path | None, typer.Option(help="The true answers, where they are in a file of their own.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="The true answers, if they are in a file of their own.")] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Score despite problems, and list them: missing answers are wrong.")
     ] = False,

@@ -37,7 +37,7 @@ from minivllava.data.siblings import FAMILY, sample_family
 from minivllava.data.text_corpus import text_document
 from minivllava.data.world import HELD_OUT, Scene, generator, sample_scene
 
-VERSION = 2  # of the generator: another number, another folder
+VERSION = 2  # raise it when the world's files change: old folders are then not reused
 FILES = ("text", "align_images", "align_clips", "stage1", "stage2", "validation", "test", "compositional")
 Records = dict[str, list[dict]]  # records by the file they go to
 
@@ -172,7 +172,7 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
     media = _write_media(config, folder, job.split, job.index, scene)
     if job.split == "train":
         conversation = turns(scene, rng, max(1, config.turns * len(scene.things) // 2), often=OFTEN_SEEN)
-        if rng.random() < 0.1:  # at the end, for a caption answers whatever is asked after it
+        if rng.random() < 0.1:  # at the end, since a caption answers every later question
             conversation[-1] = describe(scene, rng)
         return {
             "stage1": [_record(name, media, [describe(scene, rng)])],
@@ -186,7 +186,7 @@ def _make(config: WorldConfig, folder: Path, job: _Job) -> Records:
 
 def _write_media(config: WorldConfig, folder: Path, split: str, index: int, scene: Scene) -> dict[str, str]:
     """Write a scene as a file (and its depth map): {"image" or "video" (, "depth"): path from the folder}."""
-    from minivllava.data.media import write_image, write_video
+    from minivllava.data.write_media import write_image, write_video
 
     if scene.is_clip:
         path = f"videos/{split}/{index:06d}.mp4"
@@ -202,7 +202,7 @@ def _write_media(config: WorldConfig, folder: Path, split: str, index: int, scen
 
 
 def _record(name: str, media: dict[str, str], conversation: list[Turn]) -> dict:
-    """One conversation in LLaVA's format; the placeholder stands before the first question."""
+    """One conversation in LLaVA's format; the placeholder comes before the first question."""
     placeholder = "".join(f"<{kind}>\n" for kind in media if kind != "depth")
     spoken = []
     for turn in conversation:

@@ -24,12 +24,12 @@ from minivllava.data.build import cache_dir, cores
 from minivllava.data.dataset import load_pixels
 from minivllava.files import replacing
 
-MANY = 500  # files, from which on processes are worth their start
-VERSION = 2  # of decoding, preprocessing and writing: another number, other files
+MANY = 500  # files: with this many, processes are worth their start
+VERSION = 2  # raise it when decoding, preprocessing or the file's layout changes: old files are then not reused
 
 
 class MediaCache:
-    """One array per file, all of one shape, in a memory-mapped .npy file. Called like a dict of tensors."""
+    """One array per file, all of one shape, in a memory-mapped .npy file. It is read like a dict of tensors."""
 
     def __init__(self, array: np.ndarray, rows: dict[str, int]):
         self.array, self.rows = array, rows
@@ -49,24 +49,22 @@ def cache_media(
     config: ModelConfig,
     encode: Callable[[Tensor], Tensor] | None = None,
     fingerprint: str = "",
-    frames: int | None = None,
     batch_size: int = 32,
     dtype: str = "float32",
     progress: bool = True,
 ) -> MediaCache:
-    """Pixels of every file (or `encode(pixels)` of each batch), from the cache where it has them.
+    """Pixels of every file (or `encode(pixels)` of each batch), from the cache if it has them.
 
-    kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`; the cache's
-    key is that, the preprocessing and its VERSION, and each file's path, size and time of change. The
-    file appears under its name only when it is complete, and of several processes one makes it.
+    kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`. The cache's key is
+    made of the fingerprint, the preprocessing and its VERSION, and each file's path, size and time of change. The cache
+    appears under its name only when it is complete; if several processes ask for it, one makes it and the others wait.
     """
     from tqdm.auto import tqdm
 
     files = sorted(files)  # the same files in another order are the same cache
-    frames = frames or config.video.frames
     vision = config.image if kind == "image" else config.video
     stamps = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-    how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, frames, dtype]
+    how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, config.video.frames, dtype]
     how += [] if config.antialias else ["not antialiased"]
     how += [] if config.clip_resize == "bilinear" else [config.clip_resize]
     key = json.dumps([VERSION, kind, *how, fingerprint, stamps])
@@ -76,10 +74,10 @@ def cache_media(
     if not files:
         return MediaCache(np.zeros(0), rows)
     if not path.exists():
-        load = partial(load_pixels, kind=kind, config=config, frames=frames)
+        load = partial(load_pixels, kind=kind, config=config, frames=config.video.frames)
         bar = tqdm(total=len(files), desc=f"{kind} {name}", unit="file", disable=not progress, leave=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with bar, FileLock(path.with_suffix(".lock")):  # of several processes one fills it, and the others wait
+        with bar, FileLock(path.with_suffix(".lock")):  # one process fills it, the others wait
             if not path.exists():
                 _fill(path, len(files), _decoded(files, load, batch_size), encode, dtype, bar)
     return MediaCache(np.load(path, mmap_mode="r"), rows)
@@ -102,13 +100,13 @@ def _fill(path: Path, rows: int, batches: Iterator[Tensor], encode: Callable | N
 def _decoded(files: list[str], load: Callable[[str], Tensor], batch_size: int) -> Iterator[Tensor]:
     """Pixels of each `batch_size` files, in order, stacked; the next ones are decoded meanwhile.
 
-    Threads keep two cores busy, and no more: all the steps between two calls of the decoder need Python's lock. So many
-    files are decoded by processes where there are more cores, and where forking needs no main guard.
+    Threads keep two cores busy, and no more: all the steps between two calls of the decoder need Python's lock. So
+    processes decode MANY files or more if there are more cores, and if forking needs no main guard.
     """
     alone = multiprocessing.current_process().daemon or sys.platform != "linux" or cores() <= 2
     if len(files) < MANY or alone:
         workers = ThreadPoolExecutor(cores())
-    else:  # with one thread each: a forked process has not the threads that torch counts on
+    else:  # with one thread each: a forked process does not have the threads that torch counts on
         context = multiprocessing.get_context("fork")
         workers = ProcessPoolExecutor(cores(), context, torch.set_num_threads, (1,))
     with workers:

@@ -35,8 +35,9 @@ def at_place(place: str) -> str:
 
 
 def joined(parts: list[str]) -> str:
-    """Join with commas and a last "and"."""
-    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    """Joins with commas and a last "and"."""
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def medium(scene: Scene) -> str:

@@ -2,7 +2,7 @@
 
 A chat template is a program (Jinja) that writes a whole conversation as text. Here it writes one whose turns
 are marks in place of texts; the template's own text, its special tokens and the places of the turns can then
-be told apart, whatever the real turns hold.
+be told apart whatever the real turns hold.
 """
 
 import re
@@ -44,7 +44,7 @@ def end_of_turn(tokenizer: "Tokenizer") -> int:
 
 @lru_cache(256)
 def _skeleton(tokenizer: "Tokenizer", turns: int) -> tuple[tuple[str | int, bool], ...]:
-    """The pieces of a conversation of so many turns, a mark standing for each turn's text."""
+    """The pieces of a conversation of `turns` turns, with a mark in the place of each turn's text."""
     marks = [f"\ue000{number}\ue001" for number in range(turns)]
     whole = _render(tokenizer, marks, "A conversation")
     cuts = set()  # where learned text begins, and where it ends

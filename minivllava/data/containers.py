@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def declared_size(path: str | Path) -> int:
-    """How many bytes the file should at least have by the word of its container; 0 where that does not say.
+    """How many bytes the file should at least have according to its container; 0 if that does not say.
 
     Decoders stop in silence at the end of a truncated MKV, WebM or AVI file, as if the clip were shorter.
     """

@@ -1,7 +1,7 @@
 """Conversations to token ids and labels: chat templates, visual placeholders, and which tokens are learned.
 
 The original code sets placeholders and swaps blocks of features in later: in 2023 one for each visual, since 2024
-one for each image or frame. Here each visual stands as a run of -200s, one per visual token, from the start: a
+one for each image or frame. Here each visual is a run of -200s, one per visual token, from the start: a
 sequence has its final length once it is encoded, and splicing is a masked assignment.
 """
 
@@ -12,10 +12,10 @@ from itertools import groupby
 
 from minivllava.data.chat_template import chat_pieces
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import ConfigError, ContextLengthError, DataError
+from minivllava.errors import ContextLengthError, DataError, check_choice
 
 IGNORE = -100  # label of a token that is not learned
-VISUAL = -200  # input id where a visual token will stand
+VISUAL = -200  # input id in the place of a visual token
 PLACEHOLDERS = {"<image>": "image", "<video>": "video"}
 
 
@@ -48,14 +48,27 @@ TEMPLATES = {
 
 def template(name: str) -> Template:
     """The template called `name`. Raises ConfigError that lists the names there are."""
-    if name not in TEMPLATES:
-        raise ConfigError(f"There is no conversation template {name!r}; choose one of {', '.join(TEMPLATES)}.")
+    check_choice("conversation template", name, TEMPLATES)
     return TEMPLATES[name]
 
 
 def placeholders(text: str) -> list[str]:
     """The kinds of the visuals that a text refers to, in order: "image", "video"."""
     return [PLACEHOLDERS[piece] for piece in _split(text) if piece in PLACEHOLDERS]
+
+
+def check_turns(turns: Sequence[dict], where: str):
+    """Raises DataError unless turns alternate, a question first, and only questions hold placeholders.
+
+    `where` names the record in messages.
+    """
+    for number, turn in enumerate(turns, start=1):
+        if turn["from"] != ("gpt", "human")[number % 2]:
+            raise DataError(
+                f"{where}: turn {number} is from {turn['from']!r}; turns must alternate human, gpt, human, ..."
+            )
+        if turn["from"] == "gpt" and placeholders(turn["value"]):
+            raise DataError(f"{where}: turn {number}, an answer, holds a placeholder; only questions may.")
 
 
 def encode_conversation(
@@ -76,6 +89,7 @@ def encode_conversation(
     Raises DataError when placeholders and visuals disagree or turns do not alternate, ContextLengthError
     when the result is longer than `context`. `where` names the record in messages.
     """
+    check_turns(turns, where)
     counts = list(visual_tokens)
     begins = tokenizer.bos is not None and not template.own  # a chat template writes its own beginning
     ids, labels = ([tokenizer.bos], [IGNORE]) if begins else ([], [])
@@ -102,13 +116,6 @@ def encode_conversation(
 
 def _atoms(turns, tokenizer: Tokenizer, template: Template, where: str) -> Iterator[tuple[str | int, bool]]:
     """Texts, placeholders and ids of special tokens in order, each with: is it learned?"""
-    for number, turn in enumerate(turns):
-        if turn["from"] != ("human", "gpt")[number % 2]:
-            raise DataError(
-                f"{where}: turn {number + 1} is from {turn['from']!r}; turns must alternate human, gpt, human, ..."
-            )
-        if turn["from"] == "gpt" and placeholders(turn["value"]):
-            raise DataError(f"{where}: turn {number + 1}, an answer, holds a placeholder; only questions may.")
     pieces = chat_pieces(turns, tokenizer, where) if template.own else _pieces(turns, tokenizer, template)
     for piece, learned in pieces:
         for atom in _split(piece) if isinstance(piece, str) else [piece]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minivllava.config import ModelConfig
 from minivllava.data.batching import batched_by_shape
-from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, placeholders, template
+from minivllava.data.conversation import IGNORE, VISUAL, check_turns, encode_conversation, placeholders, template
 from minivllava.data.media import probe_media, read_image, read_video
 from minivllava.data.preprocess import preprocess_image, preprocess_video
 from minivllava.data.tokenizer import Tokenizer, pad_rows
@@ -84,20 +84,7 @@ def _row(record, where: str, root: Path) -> dict:
     if not isinstance(record, dict):
         raise DataError(f"{where} is no object; each record needs 'conversations'.")
     where += f" (id {record['id']!r})" if "id" in record else ""
-    turns = record.get("conversations")
-    well_formed = isinstance(turns, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
-        for turn in turns
-    )
-    if not turns or not well_formed:
-        raise DataError(f"{where}: 'conversations' must be a list of {{'from': ..., 'value': ...}} texts.")
-    if turns[0]["from"] == "gpt" and len(turns) > 1:
-        turns = turns[1:]  # as the original does with ShareGPT's conversations, whose beginning was cut off
-    for number, turn in enumerate(turns):
-        if turn["from"] != ("human", "gpt")[number % 2]:
-            raise DataError(f"{where}: turn {number + 1} is from {turn['from']!r}; turns must alternate human, gpt.")
-        if turn["from"] == "gpt" and placeholders(turn["value"]):
-            raise DataError(f"{where}: turn {number + 1}, an answer, holds a placeholder; only questions may.")
+    turns = _turns(record, where)
     files = {kind: _paths(record.get(kind), f"{where}: {kind!r}") for kind in ("image", "video")}
     wanted = [kind for turn in turns for kind in placeholders(turn["value"])]
     for kind, paths in files.items():
@@ -105,15 +92,6 @@ def _row(record, where: str, root: Path) -> dict:
             raise DataError(
                 f"{where} has {wanted.count(kind)} <{kind}> placeholder(s) and {len(paths)} {kind} file(s): "
                 "write one placeholder for each file."
-            )
-    for key, kind, kinds in (("types", str, "texts"), ("needs_order", bool, "true or false")):
-        values = record.get(key) or []
-        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-            raise DataError(f"{where}: {key!r} must be a list of {kinds}, one for each answer; or leave it out.")
-        if values and len(values) != len(turns) // 2:
-            raise DataError(
-                f"{where}: {key!r} is {len(values)} long and there are {len(turns) // 2} answers: give one for each, "
-                "or leave it out."
             )
     family = record.get("family")
     if not isinstance(family, int | None):
@@ -124,12 +102,41 @@ def _row(record, where: str, root: Path) -> dict:
         "images": [str(root / path) for path in files["image"]],
         "videos": [str(root / path) for path in files["video"]],
         "visuals": [str(root / next(supply[kind])) for kind in wanted],
-        "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in turns],
-        "types": record.get("types") or [],
-        "needs_order": record.get("needs_order") or [],
+        "conversations": turns,
+        "types": _of_answers(record, "types", str, "texts", len(turns) // 2, where),
+        "needs_order": _of_answers(record, "needs_order", bool, "true or false", len(turns) // 2, where),
         "family": -1 if family is None else family,
         "where": where,
     }
+
+
+def _turns(record: dict, where: str) -> list[dict]:
+    """A record's turns, checked. If several turns begin with an answer, it is left out, as the original does with
+    ShareGPT's conversations, whose beginning was cut off."""
+    turns = record.get("conversations")
+    well_formed = isinstance(turns, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
+        for turn in turns
+    )
+    if not turns or not well_formed:
+        raise DataError(f"{where}: 'conversations' must be a list of {{'from': ..., 'value': ...}} texts.")
+    if turns[0]["from"] == "gpt" and len(turns) > 1:
+        turns = turns[1:]
+    check_turns(turns, where)
+    return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+
+
+def _of_answers(record: dict, key: str, kind: type, kinds: str, answers: int, where: str) -> list:
+    """What a record says of each of its answers under `key`; an empty list if it says nothing."""
+    values = record.get(key) or []
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise DataError(f"{where}: {key!r} must be a list of {kinds}, one for each answer; or leave it out.")
+    if values and len(values) != answers:
+        raise DataError(
+            f"{where}: {key!r} is {len(values)} long and there are {answers} answers: give one for each, or leave it "
+            "out."
+        )
+    return values
 
 
 def _paths(value, where: str) -> list[str]:
@@ -140,7 +147,7 @@ def _paths(value, where: str) -> list[str]:
 
 
 def check_folder(media: str | Path | None):
-    """Raises DataError where a media folder is named and not there: one sentence, not one for each file."""
+    """Raises DataError if a media folder is named and not there: one sentence, not one for each file."""
     if media is not None and not Path(media).is_dir():
         raise DataError(f"{media} is no folder: name the one that the records' paths start from.")
 
@@ -201,8 +208,8 @@ Load = Callable[[str, str], Tensor]  # (path, "image" or "video") -> pixels or f
 class Conversations(torch.utils.data.Dataset):
     """Encoded records. Item i: dict of `input_ids`, `labels` (lists) and `visuals` (list of tensors).
 
-    load: None checks the records and no more. cut: tokens after which records end, as in the
-    original (never before their last visual token); 0: one that is too long for the context is an error.
+    load: None for a set whose visuals are never asked for. cut: tokens after which records end, as in the original
+    (never before their last visual token); 0: one that is too long for the context is an error.
     """
 
     def __init__(
@@ -252,8 +259,14 @@ class Conversations(torch.utils.data.Dataset):
         return Counter(names[tuple(sorted({kind for _, kind in visuals}))] for visuals in self.visuals)
 
 
+def check_conversations(records, tokenizer: Tokenizer, config: ModelConfig, cut: int = 0):
+    """Raises what no training on these records could go on from: ContextLengthError for a conversation that is too
+    long, DataError if nothing is learned. cut: as `Conversations` takes it."""
+    Conversations(records, tokenizer, config, load=None, cut=cut)  # encoding checks every record
+
+
 def _cut(ids: list[int], labels: list[int], cut: int, where: str) -> tuple[list[int], list[int]]:
-    """The first `cut` tokens. Raises ContextLengthError where that would lose a visual token."""
+    """The first `cut` tokens. Raises ContextLengthError if that would lose a visual token."""
     if VISUAL in ids[cut:]:
         raise ContextLengthError(
             f"{where} has visual tokens beyond the first {cut} tokens: use fewer frames or images, or more context."
@@ -274,7 +287,7 @@ class Batch:
 
 
 def _moved(visuals: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Visuals on a device, those of one shape in one transfer."""
+    """Visuals on a device; all visuals of one shape move in one transfer."""
     if all(visual.device.type == device.type for visual in visuals):
         return visuals
     return batched_by_shape(visuals, lambda batch: batch.to(device))

@@ -1,4 +1,4 @@
-"""Several questions about one scene, none of which gives another's answer away."""
+"""Several questions about one scene, so that no question gives another's answer away."""
 
 import numpy as np
 
@@ -54,5 +54,5 @@ def _given_away(turn: Turn, scene: Scene, earlier: list[Turn]) -> bool:
         return any(turn.answer in other.answer for other in earlier if other.type in ("motion", "order"))
     if turn.type == "order":
         return any(other.type == "order" for other in earlier)
-    # naming any thing of the scene spoils existence, whatever the answer: so yes and no stay balanced
+    # a question that names any thing of the scene spoils existence, with yes as with no: the answers stay balanced
     return turn.type.startswith("existence") and any(name(thing) in told for thing in scene.things)

@@ -1,4 +1,4 @@
-"""From files to frames: images and clips, told apart, read, checked and written.
+"""From files to frames: images and clips, told apart, checked and read.
 
 A clip goes through decord, as in the original; PyAV takes over where decord has no wheel, cannot read the
 file (WebM without a duration) or would give wrong frames (edit lists); Pillow reads GIF, WebP and APNG.
@@ -9,26 +9,25 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from minivllava.config import FRAME_SAMPLINGS
 from minivllava.data.containers import declared_size, decord_is_right
-from minivllava.errors import ConfigError, MediaError
-from minivllava.files import replacing
+from minivllava.errors import ConfigError, MediaError, check_choice, short_reason
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")  # an image or a clip: only the content tells
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv")
-Chooser = Callable[[int], np.ndarray]  # from how many frames there are to which of them to take
+Chooser = Callable[[int], np.ndarray]  # a clip's number of frames -> which of them to take
 
 
 def media_kind(path: str | Path) -> str:
     """Tell "image" from "video" by suffix; a GIF, WebP or APNG is opened: a video if it has several frames.
 
-    Raises MediaError on an unknown suffix, or where a GIF, WebP or APNG cannot be opened.
+    Raises MediaError on an unknown suffix, or if a GIF, WebP or APNG cannot be opened.
     """
     suffix = Path(path).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
@@ -50,7 +49,7 @@ def names_media(text: str) -> bool:
 def read_image(path: str | Path) -> np.ndarray:
     """One image as uint8 (h, w, 3), turned upright by its EXIF orientation.
 
-    Transparent pixels are laid on white (the original's `convert("RGB")` shows whatever colour hides beneath)
+    Transparent pixels are laid on white (the original's `convert("RGB")` shows the colour hidden beneath)
     and 16-bit greys keep their upper 8 bits (`convert` would clip nearly all to white). Raises MediaError on
     anything but a whole image; an animation is refused rather than cut to its first frame.
     """
@@ -74,13 +73,11 @@ def frame_indices(total: int, frames: int, sampling: str = "linspace") -> np.nda
         raise MediaError("It has no frames: export the clip again.")
     if frames < 1:
         raise ConfigError(f"frames={frames}: ask for at least 1 frame.")
-    if sampling == "linspace":
-        return np.linspace(0, total - 1, frames, dtype=np.int64)
+    check_choice("sampling", sampling, FRAME_SAMPLINGS)
     if sampling == "arange":
         return np.arange(0, total, total / frames)[:frames].astype(np.int64)
-    if sampling == "opencv":
-        return np.linspace(0, max(0, total - 5), frames, dtype=np.int64)
-    raise ConfigError(f"sampling={sampling!r}: choose linspace, arange or opencv.")
+    last = total - 1 if sampling == "linspace" else max(0, total - 5)
+    return np.linspace(0, last, frames, dtype=np.int64)
 
 
 def read_video(
@@ -88,16 +85,15 @@ def read_video(
 ) -> np.ndarray:
     """Uniformly sampled frames of one clip as uint8 (t, h, w, 3), upright; `frames=None` reads all of them.
 
-    `backend` "decord", "pyav" or "pil" forces one reader. Pixels are the same from each, save for chroma
+    `backend` "decord", "pyav" or "pil" forces one reader. All give the same pixels, except for chroma
     interpolation in clips of odd height or more than 8 bits. `sampling` is that of `frame_indices`. Raises
     MediaError on anything but a whole clip.
     """
     readers = {"decord": _read_decord, "pyav": _read_pyav, "pil": _read_pil}
-    if backend is not None and backend not in readers:
-        raise ConfigError(f"backend={backend!r}: choose one of {', '.join(readers)}, or None.")
+    check_choice("backend", backend, (*readers, None))
     if frames is not None and frames < 1:
         raise ConfigError(f"frames={frames}: ask for at least 1 frame, or None for all.")
-    frame_indices(1, 1, sampling)  # no such sampling is an error of the caller, not of a reader
+    check_choice("sampling", sampling, FRAME_SAMPLINGS)  # an error of the caller, not of a reader
 
     def choose(total: int) -> np.ndarray:
         return frame_indices(total, total if frames is None else frames, sampling)
@@ -109,7 +105,7 @@ def read_video(
     for name in (backend,) if backend else _choose_readers(file):
         try:
             return readers[name](file, choose)
-        except Exception as error:  # decord raises bare Exceptions, PyAV and Pillow whatever a decoder met
+        except Exception as error:  # decord raises bare Exceptions, PyAV and Pillow many types
             reasons.append(f"{name}: {_reason(error)}")
     raise MediaError(
         f"{path} cannot be read as a video ({'; '.join(reasons)}): "
@@ -126,46 +122,6 @@ def probe_media(path: str | Path, kind: str | None = None) -> None:
         read_image(path)
     else:
         read_video(path)
-
-
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 (h, w, 3) as PNG; the file appears whole or not at all."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise MediaError(f"{path}: an image is uint8 (h, w, 3), not {image.dtype} {image.shape}.")
-    _check_folder(path)
-    with replacing(path) as part:
-        Image.fromarray(image).save(part, format="PNG")
-
-
-def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
-    """Write uint8 (t, h, w, 3) as H.264 yuv420p MP4 of `fps` frames a second; same frames, same bytes.
-
-    The file appears whole or not at all. Raises MediaError on another shape: h and w are even, since yuv420p
-    keeps one colour for each 2 x 2 pixels.
-    """
-    import av
-
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise MediaError(f"{path}: a clip is uint8 (t, h, w, 3), not {frames.dtype} {frames.shape}.")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise MediaError(f"{path}: H.264 needs even sides, not {frames.shape[1:3]}: pad by one pixel.")
-    _check_folder(path)
-    with replacing(path) as part:
-        # bitexact leaves dates and library versions out of the file
-        with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            # without the last, x264 reads memory that nobody wrote where frames are as small as these
-            stream.options = {"crf": "15", "preset": "fast", "x264-params": "cpu-independent=1"}
-            stream.codec_context.thread_count = 1  # x264's rate control depends on the number of threads
-            for frame in np.ascontiguousarray(frames):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-
-
-def _check_folder(path: str | Path):
-    if not Path(path).parent.is_dir():
-        raise MediaError(f"{Path(path).parent} is not a folder: make it before writing {Path(path).name} there.")
 
 
 def _checked(path: str | Path) -> str:
@@ -187,7 +143,7 @@ def _checked(path: str | Path) -> str:
 
 @contextmanager
 def _opened_image(path: str | Path) -> Iterator[Image.Image]:
-    """The image, open; whatever Pillow raises on it, here or later inside the block, becomes MediaError."""
+    """The image, open; everything that Pillow raises on it, here or inside the block, becomes MediaError."""
     try:
         with Image.open(_checked(path)) as image:
             yield image
@@ -300,6 +256,6 @@ def _reason(error: Exception) -> str:
         return "not installed"
     if isinstance(error, Image.UnidentifiedImageError):
         return "in no format that Pillow knows"
-    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    text = getattr(error, "strerror", None) or short_reason(error).partition(" Stack trace")[0]
     text = re.sub(r"\[[\d:]+\] \S+: |Check failed: .*?\(\S+ vs\. \S+\) ", "", text)
     return text.strip(" .")[:80] or type(error).__name__

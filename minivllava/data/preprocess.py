@@ -7,7 +7,7 @@ from einops import rearrange
 from PIL import Image
 
 from minivllava.config import CLIP_MEAN, CLIP_STD
-from minivllava.errors import ConfigError
+from minivllava.errors import check_choice
 
 Colour = tuple[float, float, float]
 
@@ -23,8 +23,7 @@ def preprocess_image(
     does; without, as the original, whose ToTensor came first: torchvision 0.15 resized tensors without antialiasing.
     Raises ConfigError on another aspect.
     """
-    if aspect not in ("square", "pad"):
-        raise ConfigError(f"aspect={aspect!r}: choose square or pad.")
+    check_choice("aspect", aspect, ("square", "pad"))
     whole = Image.fromarray(image)
     width, height = whole.size
     if aspect == "pad" and width != height:

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, short_reason
 
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")  # what transformers notes of where the files were found
 
@@ -62,8 +62,9 @@ class PretrainedTokenizer(Tokenizer):
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         except Exception as error:  # transformers raises many kinds
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{folder} holds no tokenizer that can be read ({reason}): copy it again.") from error
+            raise CheckpointError(
+                f"{folder} holds no tokenizer that can be read ({short_reason(error)}): copy it again."
+            ) from error
 
     def __len__(self) -> int:
         return len(self.backend)
@@ -118,14 +119,14 @@ class PretrainedTokenizer(Tokenizer):
 
     def render(self, messages: list[dict], prompt: bool) -> str:
         """Messages (`role`, `content`) as the tokenizer's own chat template writes them; `prompt`: and the beginning
-        of an answer. Raises ConfigError where it has none."""
+        of an answer. Raises ConfigError if it has none."""
         if not self.backend.chat_template:
             return super().render(messages, prompt)
         return self.backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
 def tokenizer_folder(source: str | Path) -> Path:
-    """The folder that holds a tokenizer's files. Raises CheckpointError where it is none."""
+    """The folder that holds a tokenizer's files. Raises CheckpointError if it is none."""
     folder = Path(source)
     if not folder.is_dir():
         raise CheckpointError(f"{source} is no folder: name one that holds a tokenizer.")

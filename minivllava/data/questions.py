@@ -103,14 +103,14 @@ def _ask_colour(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> 
     thing = pick(rng, _candidates(scene, focus))
     ref = refer(scene, thing, rng, hide="colour")
     asked = pick(rng, PHRASINGS["colour"])
-    return ref and Turn(asked.format(ref), thing.colour, "colour")
+    return Turn(asked.format(ref), thing.colour, "colour") if ref else None
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Turn | None:
     thing = pick(rng, _candidates(scene, focus))
     ref = refer(scene, thing, rng, hide="shape")
     asked = pick(rng, PHRASINGS["shape"])
-    return ref and Turn(asked.format(ref), thing.shape, "shape")
+    return Turn(asked.format(ref), thing.shape, "shape") if ref else None
 
 
 def _ask_size(scene: Scene, rng: np.random.Generator, focus: Thing | None) -> Turn | None:

@@ -43,7 +43,7 @@ def sibling(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with one thing changed.
 
     One attribute of one thing (colour, shape, size, place, motion) becomes another, or two things trade
-    colours, shapes or, in a clip, their turns. Texture, depth and all else stay.
+    colours, shapes or, in a clip, their turns. Texture, depth and everything else stay the same.
     """
     changes = [_colour, _shape, _size, _place]
     changes += [_trade_colours, _trade_shapes] if len(scene.things) > 1 else []

@@ -1,9 +1,9 @@
 """Text-only conversations, on which the language model learns to read before it learns to see.
 
-The same questions as about images and clips, but the scene is told in words: so the decoder learns from
-text alone to bind a colour to its shape, to count, and to reason from places to relations. A little chat
-keeps it able to answer where there is nothing to look at. Lists are shorter to read and asked more about: of
-their words most are questions that are answered only by finding the thing that they name.
+The questions are those about images and clips, but the scene is told in words: the decoder learns from text alone to
+bind a colour to its shape, to count, and to reason from places to relations. A little chat keeps it able to answer when
+there is nothing to look at. Lists are shorter to read and are asked more about: most of their words are questions that
+are answered only by finding the thing that they name.
 """
 
 from dataclasses import replace
@@ -66,7 +66,7 @@ def text_document(rng: np.random.Generator, lists: float = 0.0) -> list[Turn]:
 
 
 def _list_document(rng: np.random.Generator) -> list[Turn]:
-    """Two or three things in a list, questions on them, of which an earlier one may tell the answer, and a caption."""
+    """Two or three things in a list, questions on them, some answered by what was asked before, and a caption."""
     clip = bool(rng.random() < 1 / 3)
     scene = draw_scene(rng, clip)
     while len(scene.things) < 2:
@@ -76,8 +76,10 @@ def _list_document(rng: np.random.Generator) -> list[Turn]:
         turn = QUESTIONS[pick(rng, LOOK_UPS)](scene, rng, None)
         if turn and len(asked) < LIST_TURNS:
             asked.setdefault(turn.question, turn)
-    first, *others = *asked.values(), describe(scene, rng)
-    return [replace(first, question=f"{_listed(scene, rng)}\n{first.question}"), *others]
+    conversation = [*asked.values(), describe(scene, rng)]
+    first = conversation[0]
+    conversation[0] = replace(first, question=f"{_listed(scene, rng)}\n{first.question}")
+    return conversation
 
 
 def _listed(scene: Scene, rng: np.random.Generator) -> str:

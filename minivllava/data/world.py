@@ -200,7 +200,7 @@ def _apart(a: Thing, b: Thing, frames: int) -> bool:
 
 
 def sample_scene(seed: int, split: str, index: int, clip: bool = False, frames: int = FRAMES) -> Scene:
-    """Scene number `index` of a split: the same for ever, however many scenes the split has."""
+    """Scene number `index` of a split: always the same one, however many scenes the split has."""
     return draw_scene(generator(seed, split, index, clip), clip, frames, held_out=split == "compositional")
 
 
@@ -234,25 +234,31 @@ def _draw_events(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 
 
 def _arrange(rng: np.random.Generator, drafts: list[tuple], frames: int) -> tuple[Thing, ...]:
-    """Place things one after another, each apart from those before; begin again when one finds no room."""
+    """Places things one after another, each apart from those before it; begins again when one finds no room."""
     while True:
         things: list[Thing] = []
         for colour, shape, motion, phase in drafts:
             size = "changing" if motion in ("grows", "shrinks") else SIZES[rng.integers(2)]
             thing = Thing(shape, colour, size, 0.5, 0.5, float(rng.random()), motion, phase)
-            for _ in range(20):
-                thing = settle(thing, rng)
-                if all(_apart(thing, other, frames) for other in things):
-                    things.append(thing)
-                    break
-            else:
+            thing = _placed(rng, thing, things, frames)
+            if thing is None:
                 break
-        if len(things) == len(drafts):
+            things.append(thing)
+        else:
             return tuple(things)
 
 
+def _placed(rng: np.random.Generator, thing: Thing, others: list[Thing], frames: int) -> Thing | None:
+    """A thing put apart from all others; None if twenty attempts find no room."""
+    for _ in range(20):
+        thing = settle(thing, rng)
+        if all(_apart(thing, other, frames) for other in others):
+            return thing
+    return None
+
+
 def _edge(thing: Thing) -> float:
-    """How near its centre comes to the border, at its largest."""
+    """How near to the border its centre may come, when the thing is at its largest."""
     return BORDER + RADIUS[thing.size] * (SCALE[1] if thing.scales else 1)
 
 

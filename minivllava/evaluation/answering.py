@@ -79,7 +79,7 @@ class Answerer:
 
 @contextmanager
 def _as_file(source: str | Path | bytes) -> Iterator[str]:
-    """A path to an image that may only be bytes; Pillow goes by the content, whatever the suffix."""
+    """A path to an image that may only be bytes; Pillow goes by the content and ignores the suffix."""
     if not isinstance(source, bytes):
         yield str(source)
         return

@@ -4,7 +4,7 @@ A run's folder holds
     run.json               the benchmark, the model and all settings; another run cannot continue here
     parts/RANK.jsonl       what each process has answered so far, a line at once
     predictions.jsonl      all answers in the questions' order, once none is missing or doubled
-    submission.json        what the benchmark's server wants, where it wants something (MMBench: submission.xlsx)
+    submission.json        what the benchmark's server wants, if it wants something (MMBench: submission.xlsx)
     results.json           the scores, where the true answers are at hand
 """
 

@@ -2,7 +2,7 @@
 
 model            images and clips as they are
 shuffled frames  clips with their frames in random order
-single frame     clips whose middle frame stands in for all of them
+single frame     clips whose middle frame replaces all others
 blind            the question without its image or clip
 majority         the commonest answer in training to the type of question; no model at all
 """
@@ -22,7 +22,7 @@ from minivllava.checkpoints.storage import read_card
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.conversation import PLACEHOLDERS, placeholders
 from minivllava.data.dataset import load_pixels, load_records
-from minivllava.errors import ConfigError, DataError
+from minivllava.errors import ConfigError, DataError, check_choice
 from minivllava.files import write_json
 from minivllava.models.generate import Sampling
 from minivllava.models.vllava import VideoLLaVA
@@ -37,15 +37,18 @@ def evaluate(
 ) -> list[dict]:  # fmt: skip
     """The model's greedy answer to every record's last question, which must be followed by its true answer.
 
-    view: one of VIEWS, above. load(path, kind) may give features that were computed before, for the view "model".
+    view: one of VIEWS, above. load(path, kind): features that were computed before; of files as they are, so only
+    the view "model" takes them.
     Returns dicts of `id`, `kind` ("image", "video", "text"), `file`, `type`,
-    `needs_order`, `question`, `truth`, `answer`, `correct` (equal but for case, spaces and a final stop).
-    Raises DataError for a record that does not end in an answer, ConfigError for a view that does not exist.
+    `needs_order`, `question`, `truth`, `answer`, `correct` (equal except for case, spaces and a final stop).
+    Raises DataError for a record that does not end in an answer, ConfigError for a view that does not exist or does
+    not take `load`.
     """
     from tqdm.auto import tqdm
 
-    if view not in VIEWS:
-        raise ConfigError(f"There is no view {view!r}; choose one of {', '.join(VIEWS)}.")
+    check_choice("view", view, VIEWS)
+    if load is not None and view != "model":
+        raise ConfigError(f"The view {view!r} encodes files itself: leave load out, which gives them as they are.")
     visuals = load or _Visuals(model, view)
     prompts, rows = [], []
     for row in records:
@@ -135,7 +138,7 @@ def majority(records, training) -> list[dict]:
 
 
 def accuracy(predictions: Iterable[dict], **wanted) -> tuple[float | None, int]:
-    """(share correct, how many) of the predictions whose fields have the wanted values; (None, 0) of none."""
+    """(share correct, how many) of the predictions whose fields have the wanted values; (None, 0) if there are none."""
     hits = [p["correct"] for p in predictions if all(p[key] == value for key, value in wanted.items())]
     return (sum(hits) / len(hits) if hits else None), len(hits)
 
@@ -188,7 +191,7 @@ def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None 
 
 
 def known_results(model: VideoLLaVA, world: str | Path, file: str | Path) -> dict | None:
-    """What `evaluate_world` wrote to `file`, where it is of these weights and of this world."""
+    """What `evaluate_world` wrote to `file`, if it is about these weights and this world; else None."""
     if not Path(file).is_file():
         return None
     known = read_card(Path(file), "delete it, to evaluate anew")

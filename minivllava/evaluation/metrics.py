@@ -31,7 +31,7 @@ def wilson(hits: float, n: int) -> tuple[float, float] | None:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of scores from 0 to 1, in per cent; None where all are alike, which is no certainty.
+    """95 % interval of the mean of scores from 0 to 1, in per cent; None if all are alike, which is no certainty.
 
     Wilson's where all are 0 or 1; else (VQA's thirds, a judge's grades) the normal approximation, cut at 0 and 100.
     """

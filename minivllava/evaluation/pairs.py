@@ -127,7 +127,7 @@ def read_pairs(
 
 
 def _captions(row: Row) -> list[str] | None:
-    """A record's captions; None where they are no text."""
+    """A record's captions; None if they are no text."""
     turns = row.values.get("conversations")
     if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
         said = turns[-1].get("value")

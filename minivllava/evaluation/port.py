@@ -4,7 +4,7 @@ The port (`VideoLlavaForConditionalGeneration`) has no place for the video encod
 converter drops those tensors, so each frame is encoded as if it was an image. It also runs another
 activation, quick_gelu. Two tests show what that does:
 
-    questions      exact match on clips of the embedded world, by type; apart, those that only the order of frames tells
+    questions      exact match on clips of the embedded world, by type, and of those that only the order of frames tells
     permutation    frames in another order: without temporal attention the features are the same ones, reordered,
                    and only the language model's positions still say which frame came first
 """
@@ -65,8 +65,8 @@ def views(model: VideoLLaVA) -> dict[str, VideoLLaVA]:
 def port_study(
     model: VideoLLaVA, world: str | Path, limit: int | None = None, clips: int = 16, progress: bool = True
 ) -> dict:
-    """Both tests. world: a folder that `build_world` made; limit: only so many questions about its test clips, half
-    of them such that only the order of frames tells; clips: how many to put in another order.
+    """Both tests. world: a folder that `build_world` made; limit: at most this many questions about its test clips,
+    half of them such that only the order of frames tells; clips: how many to put in another order.
 
     Returns `rows` (by type of question), `permutation` (by clip), `questions`, `made_with`.
     """

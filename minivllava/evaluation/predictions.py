@@ -22,7 +22,7 @@ SHOWN = 20  # problems that a message lists before it only counts
 
 
 class Row(NamedTuple):
-    """One record of a file, and where it stands there ("answers.jsonl:12")."""
+    """One record of a file, and its place in the file ("answers.jsonl:12")."""
 
     values: dict
     where: str
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 class Question:
     """One question to a model: how its answer is found again, the prompt, and what is shown.
 
-    media: (kind, file or the bytes of an image), or None; its placeholder stands before the prompt, on a line of
+    media: (kind, file or the bytes of an image), or None; its placeholder comes before the prompt, on a line of
     its own. row: the fields that its line in the answers file begins with.
     """
 
@@ -170,7 +170,7 @@ def _lines(text: str, path: Path, problems: Problems) -> Iterator[tuple[str, obj
 def _members(text: str, path: Path, begin: int = 0, inner: bool = False) -> Iterator[tuple[int, str | None, object]]:
     """(line, key, value) of each element of a JSON list (key None) or each entry of an object, doubled keys too.
 
-    begin: where it stands in the text; inner: more may follow it there.
+    begin: where the list or object begins; inner: more text may follow it.
     """
     decode, space = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
     at = space(text, begin).end()
@@ -195,10 +195,10 @@ def _members(text: str, path: Path, begin: int = 0, inner: bool = False) -> Iter
 
 
 def _places(text: str, path: Path, field: str, count: int) -> list[str]:
-    """Where each element of the list in a field stands: its line, and its number, since whole files are one line."""
+    """The place of each element of the list in a field: its line and its number, since whole files are one line."""
     begin = re.search(rf'"{re.escape(field)}"\s*:\s*(?=\[)', text)
     lines = [line for line, _, _ in _members(text, path, begin.end(), inner=True)] if begin else []
-    if len(lines) != count:  # another list of that name stands before it
+    if len(lines) != count:  # another list of that name comes before it
         return [f"{path}: {field}[{number}]" for number in range(count)]
     return [f"{path}:{line}: {field}[{number}]" for number, line in enumerate(lines)]
 
@@ -244,7 +244,7 @@ def by_id(rows: list[Row], problems: Problems, key: Callable[[Row], str | None] 
 def join(
     questions: Mapping[str, Row], answers: Mapping[str, Row], problems: Problems, answers_file: str | Path
 ) -> dict[str, Row | None]:
-    """The answer of each question, by id and in the questions' order; None where there is none.
+    """The answer of each question, by id and in the questions' order; None if there is none.
 
     Answers to no question and questions without an answer become problems.
     """

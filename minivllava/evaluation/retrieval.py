@@ -125,13 +125,13 @@ def zero_shot_classify(
     return [classes[i] for i in nearest.tolist()]
 
 
-def class_accuracy(visuals: Tensor, classes: Tensor, labels: Sequence[int], ks: Sequence[int] = (1, 5)) -> dict:
-    """Top-k accuracy in per cent, {"top 1": ...}; ties are misses.
+def class_accuracy(visuals: Tensor, classes: Tensor, labels: Sequence[int]) -> dict:
+    """Top-1 and top-5 accuracy in per cent, {"top 1": ...}; ties are misses. Of five classes or fewer, top 1 alone.
 
     visuals: unit vectors (visuals, d). classes: unit vectors (classes, d). labels: the right class of each visual.
     """
     correct = F.one_hot(torch.as_tensor(labels), len(classes)).bool()
-    ks = [k for k in ks if k < len(classes)]
+    ks = [k for k in (1, 5) if k < len(classes)]
     shares = recall_at(visuals @ classes.T, ks, correct)
     return {f"top {k}": 100 * share for k, share in zip(ks, shares, strict=True)}
 

@@ -23,8 +23,7 @@ from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError
 from minivllava.models.languagebind import LanguageBind
 from minivllava.models.vllava import Loss
-from minivllava.training.language import only
-from minivllava.training.loop import Task, data_hash, train
+from minivllava.training.loop import Task, data_hash, freeze_all_but, train
 
 
 @dataclass
@@ -46,7 +45,9 @@ def align_image(
 
     config: the sizes of visuals and texts. folder, device, progress: as `train` takes them.
     """
-    only(model, model.encoders["image"], model.projections["image"], model.text_encoder, model.text_projection)
+    freeze_all_but(
+        model, model.encoders["image"], model.projections["image"], model.text_encoder, model.text_projection
+    )
     model.logit_scale.requires_grad_(True)
     return _align(model, "image", records, tokenizer, config, training, folder, device, progress)
 
@@ -64,7 +65,7 @@ def align_video(
     start = type(video).from_image_encoder(video.config, model.encoders["image"])
     video.load_state_dict(start.state_dict())
     model.projections["video"].load_state_dict(model.projections["image"].state_dict())
-    only(model, model.projections["video"])
+    freeze_all_but(model, model.projections["video"])
     for parameter in (*video.temporal_parameters(), model.logit_scale):
         parameter.requires_grad_(True)
     return _align(model, "video", records, tokenizer, config, training, folder, device, progress)
@@ -93,7 +94,7 @@ def contrastive_task(
 ) -> Task:
     """Symmetric InfoNCE over pairs of a file and its caption.
 
-    Raises ConfigError where the batch would be cut into parts: each pair must see all others at once.
+    Raises ConfigError if the batch would be cut into parts: each pair must see all others at once.
     """
     if training.accumulation > 1 or training.batch_size > len(files):
         raise ConfigError(
@@ -113,7 +114,7 @@ def contrastive_task(
         return Loss(model(modality, batch.pixels, batch.ids) * pairs, torch.tensor(pairs))
 
     return Task(
-        plan=family_batches(families, training.batch_size, training.seed),
+        sampler=family_batches(families, training.batch_size, training.seed),
         collate=collate,
         count=lambda batch: len(batch.ids),
         loss=loss,
@@ -122,13 +123,13 @@ def contrastive_task(
 
 
 def family_batches(families: list[int], batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """A plan whose batches hold whole families where those exist (family -1: a record on its own)."""
+    """A sampler whose batches hold whole families, if there are any (family -1: a record on its own)."""
     members: dict[int, list[int]] = {}
     for index, family in enumerate(families):
         members.setdefault(family if family >= 0 else -1 - index, []).append(index)
     groups = list(members.values())
 
-    def plan(step: int) -> np.ndarray:
+    def sampler(step: int) -> np.ndarray:
         chosen: list[int] = []
         order = np.random.default_rng([seed, step]).permutation(len(groups))
         for group in order:
@@ -137,4 +138,4 @@ def family_batches(families: list[int], batch_size: int, seed: int) -> Callable[
                 break
         return np.array(chosen[:batch_size])
 
-    return plan
+    return sampler

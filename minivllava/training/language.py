@@ -16,12 +16,14 @@ from minivllava.data.dataset import Conversations, collate
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.training.loop import Task, shuffled_batches, train
+from minivllava.training.loop import Task, freeze_all_but, shuffled_batches, train
+
+TOKENIZER_TEXTS = 5000  # conversations that the tokenizer is made from
 
 
-def train_tokenizer(records, vocab_size: int, sample: int = 5000) -> Tokenizer:
-    """Byte-level BPE on the first `sample` conversations of a text-only set."""
-    rows = records.select(range(min(sample, len(records))))
+def train_tokenizer(records, vocab_size: int) -> Tokenizer:
+    """Byte-level BPE on the first TOKENIZER_TEXTS conversations of a text-only set."""
+    rows = records.select(range(min(TOKENIZER_TEXTS, len(records))))
     texts = (f" {turn['value']} USER: ASSISTANT:" for row in rows for turn in row["conversations"])
     return Tokenizer.train(texts, vocab_size)
 
@@ -37,7 +39,7 @@ def conversation_task(dataset: Conversations, config: TrainingConfig, decodes: b
         return model(batch.input_ids, batch.visuals, batch.labels)
 
     return Task(
-        plan=shuffled_batches(len(dataset), config.batch_size, config.seed),
+        sampler=shuffled_batches(len(dataset), config.batch_size, config.seed),
         collate=lambda indices: collate(list(read(dataset.__getitem__, indices.tolist()))),
         count=lambda batch: int((batch.labels[:, 1:] != IGNORE).sum()),
         loss=loss,
@@ -51,7 +53,7 @@ def pretrain_language(
     model: VideoLLaVA, records, config: TrainingConfig, folder: str | Path, device: str | None = None,
     progress: bool = True,
 ) -> list[dict]:  # fmt: skip
-    """Trains `model.language_model` on text-only records; all else stays as it is. Returns the log.
+    """Trains `model.language_model` on text-only records; everything else stays as it is. Returns the log.
 
     folder, device, progress: as `train` takes them. Raises DataError when a record holds a visual.
     """
@@ -60,12 +62,5 @@ def pretrain_language(
         raise DataError(f"{path}: language pre-training reads text alone; leave records with media out.")
 
     dataset = Conversations(records, model.tokenizer, model.config, no_visual)
-    only(model, model.language_model)
+    freeze_all_but(model, model.language_model)
     return train(model, conversation_task(dataset, config), config, folder, "language", device, progress)
-
-
-def only(model: nn.Module, *parts: nn.Module):
-    """Lets exactly these parts of a model learn."""
-    model.requires_grad_(False)
-    for part in parts:
-        part.requires_grad_(True)

@@ -21,20 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minivllava.config import Preset, TrainingConfig
 from minivllava.errors import ConfigError, DivergedError
 from minivllava.models.kv_cache import release
 from minivllava.models.vllava import Loss
-from minivllava.training.state import State, Window
+from minivllava.training.state import LogWindow, State
 
 
 @dataclass
 class Task:
     """What a training step does: which samples, how they form a batch, and its loss."""
 
-    plan: Callable[[int], np.ndarray]  # step -> indices of that step's samples
+    sampler: Callable[[int], np.ndarray]  # step -> indices of that step's samples
     collate: Callable[[Sequence[int]], Any]  # indices -> a batch with `.to(device)`
     count: Callable[[Any], int]  # learned tokens (or pairs) of a batch
     loss: Callable[[nn.Module, Any], Loss]
@@ -44,16 +44,16 @@ class Task:
 
 
 def shuffled_batches(samples: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """A plan that walks through one random order of all samples after another, without end."""
+    """A sampler that walks through one random order of all samples after another, without end."""
 
-    def plan(step: int) -> np.ndarray:
+    def sampler(step: int) -> np.ndarray:
         first = step * batch_size
         epochs = range(first // samples, (first + batch_size - 1) // samples + 1)
         stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(samples) for epoch in epochs])
         offset = first - epochs[0] * samples
         return stream[offset : offset + batch_size]
 
-    return plan
+    return sampler
 
 
 def data_hash(*things) -> str:
@@ -71,15 +71,22 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def scheduled(config: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
-    """The recipe for as many steps as `epochs` passes over so many records take. A batch has no more than there are,
-    and as many as divide into processes and accumulation steps."""
-    parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # that a batch is cut into
+    """The recipe for as many steps as `epochs` passes over `records` records take. A batch has at most as many as there
+    are, and a number that divides into processes and accumulation steps."""
+    parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # each batch is cut into this many
     batch = max(parts, min(config.batch_size, records) // parts * parts)
     return replace(config, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
 
 
+def freeze_all_but(model: nn.Module, *parts: nn.Module):
+    """Lets exactly these parts of a model learn."""
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+
+
 def check_precision(preset: Preset, stages: Sequence[str]):
-    """Raises ConfigError unless all stages that one process runs have one precision: `accelerate` keeps the first that
+    """Raises ConfigError unless all stages that one process runs have one precision: `accelerate` keeps the first one
     it is given."""
     found = {stage: getattr(preset, stage).precision for stage in stages}
     if len(set(found.values())) > 1:
@@ -88,7 +95,7 @@ def check_precision(preset: Preset, stages: Sequence[str]):
 
 
 def accelerator_for(config: TrainingConfig, device: str | None):
-    """`accelerate` on the device that training uses: an accelerator where there is one, unless `device` is "cpu".
+    """`accelerate` on the device that training uses: an accelerator if there is one, unless `device` is "cpu".
 
     Raises ConfigError for a device that is not there.
     """
@@ -127,12 +134,7 @@ def train(
     from tqdm.auto import tqdm
 
     accelerator = accelerator_for(config, device)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    if config.batch_size % (ranks * config.accumulation):
-        raise ConfigError(
-            f"batch_size {config.batch_size} is not a multiple of {ranks} process(es) x {config.accumulation} "
-            "accumulation step(s)."
-        )
+    _check_batch_size(config, accelerator.num_processes)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fused = True if accelerator.device.type == "cuda" else None  # one kernel for all weights
     optimizer = torch.optim.AdamW(_groups(parameters, config), lr=config.learning_rate, betas=config.betas, fused=fused)
@@ -141,7 +143,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     parameters = {n: p for n, p in accelerator.unwrap_model(wrapped).named_parameters() if p.requires_grad}
     state = State(Path(folder) / "state", parameters, optimizer, config, task.data, accelerator.scaler)
-    window = Window()
+    window = LogWindow()
     start, log = state.load(window)
 
     bar = tqdm(
@@ -149,34 +151,17 @@ def train(
         disable=not (progress and accelerator.is_main_process),
     )  # fmt: skip
 
-    def parts_of(step: int) -> list:
-        indices = task.plan(step)
-        if task.lengths is not None:
-            indices = indices[np.argsort(task.lengths[indices], kind="stable")]
-        return [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
-
-    ahead = task.ahead or accelerator.device.type == "cuda"  # a GPU leaves the processor free
-    batches = _ahead(parts_of, range(start, config.steps)) if ahead else map(parts_of, range(start, config.steps))
+    batches = _batches(task, config, accelerator, range(start, config.steps))
     for step in range(start, config.steps):
-        torch.manual_seed(((config.seed * 1_000_003) + step) * 1_009 + rank)
-        rate = learning_rate(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-
+        torch.manual_seed(((config.seed * 1_000_003) + step) * 1_009 + accelerator.process_index)
+        rate = _set_learning_rate(optimizer, step, config)
         began = time.perf_counter()
         parts = next(batches)
         window.waiting += time.perf_counter() - began
 
-        counts = [task.count(part) for part in parts]
-        learned = accelerator.reduce(torch.tensor(sum(counts), device=accelerator.device), "sum").clamp(min=1)
-        total = torch.zeros((), device=accelerator.device)
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
-            with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
-                loss = task.loss(wrapped, part.to(accelerator.device)).total
-                # gradients are averaged over processes; the sum is wanted
-                accelerator.backward(loss / learned * ranks)
-            total += loss.detach()
+        count = torch.tensor(sum(task.count(part) for part in parts), device=accelerator.device)
+        learned = accelerator.reduce(count, "sum").clamp(min=1)
+        total = _accumulate(accelerator, wrapped, task, parts, learned)
         norm = accelerator.clip_grad_norm_(list(parameters.values()), config.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -197,8 +182,55 @@ def train(
     return log
 
 
+def _check_batch_size(config: TrainingConfig, processes: int):
+    """Raises ConfigError unless a batch divides into processes and accumulation steps."""
+    if config.batch_size % (processes * config.accumulation):
+        raise ConfigError(
+            f"batch_size {config.batch_size} is not a multiple of {processes} process(es) x {config.accumulation} "
+            "accumulation step(s)."
+        )
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainingConfig) -> float:
+    """Sets every group's learning rate for a step; returns the schedule's, of which each group takes its share."""
+    rate = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+    return rate
+
+
+def _accumulate(accelerator, model: nn.Module, task: Task, parts: list, learned: Tensor) -> Tensor:
+    """Adds up the gradients of the parts of a batch, and returns the sum of their losses.
+
+    learned: how many tokens are learned in the whole batch, by all processes, which every loss is divided by.
+    """
+    total = torch.zeros((), device=accelerator.device)
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+            loss = task.loss(model, part.to(accelerator.device)).total
+            # gradients are averaged over processes; the sum is wanted
+            accelerator.backward(loss / learned * accelerator.num_processes)
+        total += loss.detach()
+    return total
+
+
+def _batches(task: Task, config: TrainingConfig, accelerator, steps: range) -> Iterator[list]:
+    """This process's part of each step's batch, cut into accumulation steps and collated."""
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+
+    def parts_of(step: int) -> list:
+        indices = task.sampler(step)
+        if task.lengths is not None:
+            indices = indices[np.argsort(task.lengths[indices], kind="stable")]
+        return [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
+
+    ahead = task.ahead or accelerator.device.type == "cuda"  # a GPU leaves the processor free
+    return _ahead(parts_of, steps) if ahead else map(parts_of, steps)
+
+
 def _ahead(parts_of: Callable[[int], list], steps: range) -> Iterator[list]:
-    """What `parts_of` gives for each step, made in another thread while the step before is computed."""
+    """What `parts_of` gives for each step, made in another thread while the previous step is computed."""
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for step in steps:
@@ -208,8 +240,8 @@ def _ahead(parts_of: Callable[[int], list], steps: range) -> Iterator[list]:
 
 
 def _groups(parameters: dict[str, nn.Parameter], config: TrainingConfig) -> list[dict]:
-    """Weight decay for matrices and tables (embeddings, positions, queries); norms, biases and scales go without. The
-    projector may have a learning rate of its own: `share` is what a group's is of the schedule's."""
+    """Weight decay for matrices and tables (embeddings, positions, queries), none for norms, biases and scales. The
+    projector may have a learning rate of its own: `share` is a group's learning rate divided by the schedule's."""
     share = config.projector_learning_rate / config.learning_rate if config.projector_learning_rate else 1.0
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():

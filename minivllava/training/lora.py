@@ -26,7 +26,7 @@ def lora(language_model: nn.Module, config: TrainingConfig) -> Iterator[nn.Modul
     """Adapters of `config.lora_rank` for as long as the context lasts; then they are merged into the weights.
 
     Where an exception ends it, they are taken out, and the weights are what they were: training goes on from its state.
-    Inside, the adapters are all that learns of the language model. Raises ConfigError where `peft` is missing.
+    Inside, the adapters are all that learns of the language model. Raises ConfigError if `peft` is missing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

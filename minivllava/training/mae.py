@@ -91,7 +91,7 @@ def pretrain_mae(
     files = unique_files(records, "image")
     cache = cache_media(files, "image", config, dtype="float16", progress=progress)
     task = Task(
-        plan=shuffled_batches(len(files), training.batch_size, training.seed),
+        sampler=shuffled_batches(len(files), training.batch_size, training.seed),
         collate=lambda indices: Images(torch.stack([cache[files[i]] for i in indices]).float()),
         count=lambda batch: len(batch.pixels),
         loss=lambda model, batch: model(batch.pixels),

@@ -1,68 +1,111 @@
 """What a recipe will take, before it runs: records, steps, tokens, arithmetic, and the memory that weights need."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from minivllava.checkpoints.backbones import part_config
-from minivllava.config import ModelConfig, Preset, TrainingConfig
+from minivllava.config import LanguageConfig, ModelConfig, Preset, TrainingConfig, VisionConfig
+from minivllava.flops import decoder_flops, encoder_depth, encoder_flops, projector_flops
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.loop import scheduled
 from minivllava.training.lora import adapted_layers
 from minivllava.training.recipe import Recipe, recipe_preset, stage_records
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about
-GIB = 2**30
+PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will take."""
+
+    stage: str  # "stage1" or "stage2"
+    records: int
+    images: int
+    clips: int
+    missing: int  # files that are not there
+    steps: int
+    batch_size: int
+    tokens: float  # of a record, on average
+    flops: float
+    hours: float
+    memory: int  # bytes of weights, gradients and AdamW's moments; activations are not counted
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """What a recipe will take."""
+
+    parameters: dict[str, int]  # of each part
+    image_tokens: int
+    clip_tokens: int
+    elsewhere: tuple[str, ...]  # parts that are no folder here: the preset's sizes stand in for theirs
+    stages: tuple[StagePlan, ...]
 
 
 def plan_recipe(
     recipe: Recipe, root: str | Path, changes: tuple[str, ...] = (), lora: bool = False, skip_missing: bool = False,
     tflops: float = 300.0,
-) -> list[str]:  # fmt: skip
-    """Lines that say what each stage takes. Sizes are those of the recipe's parts where their folders are here, else
-    the preset's; nothing is downloaded, and the media need not be there: the JSON files are enough.
+) -> RecipePlan:  # fmt: skip
+    """What each stage takes. Sizes are those of the recipe's parts if their folders are here, otherwise the preset's;
+    nothing is downloaded, and the media need not be there: the JSON files are enough.
 
     tflops: what the machine sustains, for the hours (an H100 at 30 % of its bf16 peak: 300). Lengths of texts are
-    estimates, and so is all that follows from them; activations are not in the memory.
+    estimates, and so is everything that follows from them.
     """
     base = recipe_preset(recipe, tuple(changes), lora)
     base, elsewhere = _with_parts(base, recipe)
     with torch.device("meta"):
         model = VideoLLaVA(base.model)
-    lines = [
-        "parameters: "
-        + ", ".join(f"{name} {_count(getattr(model, name)) / 1e6:,.1f} M" for name in PARTS)
-        + f"; an image is {base.model.visual_tokens('image')} tokens, a clip "
-        + f"{base.model.visual_tokens('video', base.model.video.frames)}"
-    ]
-    if elsewhere:
-        lines.append(f"sizes of the preset {recipe.preset}, for {', '.join(elsewhere)}: not a folder here")
+    stages = []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
         records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
         training = scheduled(training, len(records), recipe.epochs)
-        images = sum(len(row) for row in records["images"])
-        clips = sum(len(row) for row in records["videos"])
-        letters = sum(len(turn["value"]) for row in records["conversations"] for turn in row)
-        visual = images * base.model.visual_tokens("image")
-        visual += clips * base.model.visual_tokens("video", base.model.video.frames)
-        tokens = visual + letters // CHARACTERS_PER_TOKEN
-        flops = recipe.epochs * _flops(model, base.model, training, name, tokens, len(records), images, clips)
-        hours = flops / tflops / 1e12 / 3600
-        lines += [
-            f"{name}: {len(records):,} records, {images:,} images, {clips:,} clips ({len(missing):,} files missing)"
-            f"; {training.steps:,} steps of {training.batch_size}, about {tokens / len(records):,.0f} tokens a record",
-            f"{name}: {flops:.2e} FLOPs, {hours:.1f} hours at {tflops:g} TFLOP/s; weights, gradients and AdamW "
-            f"{weight_memory(model, training, name) / GIB:.1f} GiB, activations not counted",
-        ]
-    return lines
+        stages.append(_plan_stage(name, model, training, records, recipe.epochs, len(missing), tflops))
+    return RecipePlan(
+        parameters={name: _count(getattr(model, name)) for name in PARTS},
+        image_tokens=base.model.visual_tokens("image"),
+        clip_tokens=base.model.visual_tokens("video", base.model.video.frames),
+        elsewhere=tuple(elsewhere),
+        stages=tuple(stages),
+    )
+
+
+def _plan_stage(
+    name: str, model: VideoLLaVA, training: TrainingConfig, records, epochs: float, missing: int, tflops: float
+) -> StagePlan:
+    config = model.config
+    images, clips = (sum(len(row) for row in records[kind]) for kind in ("images", "videos"))
+    turns = [turn for row in records["conversations"] for turn in row]
+    words, learned = (
+        sum(len(turn["value"]) for turn in some) / CHARACTERS_PER_TOKEN / len(records)
+        for some in (turns, [turn for turn in turns if turn["from"] == "gpt"])
+    )
+    visual = images * config.visual_tokens("image") + clips * config.visual_tokens("video", config.video.frames)
+    tokens = visual / len(records) + words
+    backward = 2 if name == "stage2" and not training.lora_rank else 1
+    flops = epochs * (
+        len(records) * _language_flops(model.language_model, config.language, tokens, learned, backward)
+        + images * _encoder_flops(model.image_encoder, config, "image")
+        + clips * _encoder_flops(model.video_encoder, config, "video")
+        + projector_flops(config, visual, backward=1)  # its first layer passes no gradient on
+    )
+    return StagePlan(
+        stage=name, records=len(records), images=images, clips=clips, missing=missing, steps=training.steps,
+        batch_size=training.batch_size, tokens=tokens, flops=flops, hours=flops / tflops / 1e12 / 3600,
+        memory=weight_memory(model, training, name),
+    )  # fmt: skip
 
 
 def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
-    """The preset with the sizes of those parts of a recipe that are folders here, and the names of the others. Both
-    encoders must be here for that: they fit each other, and one of them need not fit the preset's other."""
+    """The preset with the sizes of those parts of a recipe that are folders here, and the names of the other parts.
+
+    Both encoders must be here for that: they fit each other, but one of them need not fit the preset's other one.
+    """
     parts = {"image": recipe.image_encoder, "video": recipe.video_encoder, "language": recipe.language_model}
     here = {kind: name for kind, name in parts.items() if (Path(name) / "config.json").is_file()}
     if not {"image", "video"} <= set(here):
@@ -74,29 +117,32 @@ def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
     return replace(base, model=model), list(dict.fromkeys(name for kind, name in parts.items() if kind not in here))
 
 
-PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
-
-
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _flops(model, config: ModelConfig, training: TrainingConfig, stage, tokens, records, images, clips) -> float:
-    """Of one pass over the data: two for each weight and token, and attention's; backward costs as much again for
-    what the gradient passes through, and once more for weights that learn."""
-    language = _count(model.language_model)
-    length = tokens / records
-    per_token = 2 * language + 2 * length * config.language.width * getattr(config.language, "layers", 0)
-    learns = stage == "stage2" and not training.lora_rank
-    frames = images, clips * config.video.frames
-    encoders = (model.image_encoder, config.image), (model.video_encoder, config.video)
-    seen = sum(2 * _count(encoder) * vision.patches * n for (encoder, vision), n in zip(encoders, frames, strict=True))
-    return per_token * tokens * (3 if learns else 2) + seen
+def _language_flops(model: nn.Module, config, tokens: float, learned: float, backward: int) -> float:
+    """FLOPs of one record, with logits at its learned tokens. backward: as in `decoder_flops`. Attention is not counted
+    in a language model of `transformers`."""
+    if isinstance(config, LanguageConfig):
+        return decoder_flops(config, tokens, learned, backward, attention_backward=2)
+    names, _ = adapted_layers(model)
+    layers = sum(model.get_submodule(name).weight.numel() for name in names)
+    return 2 * (tokens * layers + learned * config.width * config.vocab_size) * (1 + backward)
+
+
+def _encoder_flops(model: nn.Module, config: ModelConfig, kind: str) -> float:
+    """FLOPs of the frozen encoder on one image or clip. Attention is not counted in a tower of `transformers`."""
+    encoder = getattr(config, kind)
+    frames = encoder.frames if kind == "video" else 1
+    if isinstance(encoder, VisionConfig):
+        return encoder_flops(encoder, frames, encoder_depth(encoder, config.select_layer))
+    return 2 * _count(model) * encoder.patches * frames
 
 
 def weight_memory(model: VideoLLaVA, training: TrainingConfig, stage: str) -> int:
-    """Bytes that training keeps beside activations: four for each weight, in float32 as mixed precision keeps them, and
-    twelve more for each that learns (its gradient and AdamW's two moments). stage: "stage1" or "stage2"."""
+    """Bytes that training keeps beside activations: four for each weight, which mixed precision keeps in float32, and
+    twelve more for each weight that learns (its gradient and AdamW's two moments). stage: "stage1" or "stage2"."""
     learned, language, adapters = _count(model.projector), model.language_model, 0
     if stage == "stage2" and training.lora_rank:
         names, _ = adapted_layers(language)

@@ -15,7 +15,7 @@ import numpy as np
 from minivllava.checkpoints.backbones import assemble, load_encoder, load_language_model
 from minivllava.checkpoints.checkpoint import load_vllava, save_vllava
 from minivllava.config import Preset
-from minivllava.data.dataset import Conversations, load_records, unique_files
+from minivllava.data.dataset import check_conversations, load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
@@ -23,7 +23,7 @@ from minivllava.presets import preset
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
 from minivllava.training.recompute import check_recomputation
-from minivllava.training.run import Run
+from minivllava.training.run_folder import Run
 from minivllava.training.stages import stage1, stage2
 
 
@@ -37,7 +37,7 @@ class Recipe:
     language_model: str
     stage1: tuple[str, ...]  # LLaVA-format JSON files
     stage2: tuple[str, ...]
-    stage1_records: int = 0  # a random part of so many; 0: all
+    stage1_records: int = 0  # a random part of this many; 0: all
     stage2_records: int = 0
     epochs: float = 1.0
     context: int = 0  # tokens after which a record is cut; 0: the language model's own context
@@ -118,21 +118,37 @@ def train_recipe(
         missing += gone
     described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
     run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), "model": to_dict(base.model), **described})
-    for name, step, stage in (("stage1", "stage1", stage1), ("stage2", "model", stage2)):
-        if (run.folder / step / "config.json").exists():
-            continue
-        # stage 2 begins from the files of stage 1, as a run that continues does: what training wrapped stays behind
-        model = train = None  # two models would need twice the memory
-        model = _parts(recipe, base) if name == "stage1" else load_vllava(run.folder / "stage1")
-        records, training = stages[name]
-        room = model.config.language.context
-        cut = min(recipe.context or room, room)
-        if name == "stage1":  # what stage 2 cannot do is said before stage 1 takes days
-            check_recomputation(model.language_model, stages["stage2"][1])
-            Conversations(stages["stage2"][0], model.tokenizer, model.config, load=None, cut=cut)
-        train = partial(stage, model, records, training, cached=False, cut=cut, device=device, progress=progress)
-        run.step(step, train, partial(save_vllava, model))
+    options = {"cached": False, "device": device, "progress": progress}
+    if not run.done("stage1"):
+        _train_stage1(run, recipe, base, stages, options)
+    if not run.done("model"):
+        _train_stage2(run, recipe, stages, options)
     return load_vllava(run.folder / "model"), missing
+
+
+def _train_stage1(run: Run, recipe: Recipe, base: Preset, stages: dict, options: dict):
+    """From the parts to the checkpoint of stage 1; its model is gone then: two would need twice the memory."""
+    model = _parts(recipe, base)
+    (records, training), (records2, training2) = stages["stage1"], stages["stage2"]
+    cut = _cut(recipe, model)
+    check_recomputation(model.language_model, training2)  # what stage 2 cannot do is said before stage 1 takes days
+    check_conversations(records2, model.tokenizer, model.config, cut)
+    train = partial(stage1, model, records, training, cut=cut, **options)
+    run.step("stage1", train, partial(save_vllava, model))
+
+
+def _train_stage2(run: Run, recipe: Recipe, stages: dict, options: dict):
+    """From the files of stage 1, as a run that continues: what training wrapped its model in stays behind."""
+    model = load_vllava(run.folder / "stage1")
+    records, training = stages["stage2"]
+    train = partial(stage2, model, records, training, cut=_cut(recipe, model), **options)
+    run.step("model", train, partial(save_vllava, model))
+
+
+def _cut(recipe: Recipe, model: VideoLLaVA) -> int:
+    """Tokens after which a record is cut."""
+    room = model.config.language.context
+    return min(recipe.context or room, room)
 
 
 def _parts(recipe: Recipe, base: Preset) -> VideoLLaVA:

@@ -1,16 +1,8 @@
-"""Whole runs: the four training steps in order, each kept on disk when it is done and never done twice.
-
-runs/NAME/
-    run.json                    the preset, the data and the software that made it
-    language/ languagebind/     parts, when trained from scratch
-    stage1/ model/              checkpoints; model/ is the finished Video-LLaVA
-    log.json                    every training step's log
-"""
+"""Whole runs: from scratch or from parts, on the embedded world; stage 2 on your own data."""
 
 import hashlib
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -25,92 +17,21 @@ from minivllava.checkpoints.checkpoint import (
     save_model,
     save_vllava,
 )
-from minivllava.checkpoints.storage import is_main_process, read_card
+from minivllava.checkpoints.storage import read_card
 from minivllava.config import ModelConfig, Preset, TrainingConfig
 from minivllava.data.build import build_world
 from minivllava.data.cache import weights_fingerprint
-from minivllava.data.dataset import Conversations, check_folder, check_media, load_records
+from minivllava.data.dataset import check_conversations, check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.files import write_json
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.overrides import from_dict, to_dict
-from minivllava.provenance import environment
+from minivllava.overrides import to_dict
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import check_precision, scheduled
+from minivllava.training.run_folder import Run
 from minivllava.training.stages import stage1, stage2
-
-
-class Run:
-    """A run's folder: which steps are done, and their logs."""
-
-    def __init__(self, folder: str | Path, description: dict):
-        self.folder = Path(folder)
-        file = self.folder / "run.json"
-        known = _read(file)
-        changed = [key for key in description if not known or _completed(key, known.get(key)) != description[key]]
-        if known and changed and self._begun():
-            raise CheckpointError(
-                f"{self.folder} is a run with another {', '.join(changed)}: give this run another name, or delete "
-                "that folder."
-            )
-        if changed and is_main_process():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder} cannot be made ({error.strerror}): give this run another name."
-                ) from error
-            write_json(file, description | {"made_with": environment()}, indent=1)
-        self.barrier()
-
-    def _begun(self) -> bool:
-        """Whether anything was trained here: a run that failed before may start anew with another recipe."""
-        return any(file.is_dir() or file.name == "log.json" for file in self.folder.iterdir())
-
-    def step(self, name: str, train: Callable[[Path], list[dict]], save: Callable[[Path], None]) -> Path:
-        """Trains and saves, unless that was done before. Returns the step's checkpoint folder."""
-        path = self.folder / name
-        if not (path / "config.json").exists():
-            unfinished = self.folder / f"{name}-unfinished"
-            log = train(unfinished)
-            if is_main_process():
-                self.write_log(name, log)
-            save(path)
-            self.barrier()
-            if is_main_process():
-                shutil.rmtree(unfinished, ignore_errors=True)
-        return path
-
-    def write_log(self, name: str, log: list[dict]):
-        logs = self.logs() | {name: log}
-        write_json(self.folder / "log.json", logs)
-
-    def logs(self) -> dict[str, list[dict]]:
-        """Each finished step's log."""
-        return _read(self.folder / "log.json")
-
-    @staticmethod
-    def barrier():
-        """Waits until every process of the run is here."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
-
-
-def _completed(key: str, value):
-    """A description that was written before a field was there, with the field's default."""
-    kind = {"preset": Preset, "training": TrainingConfig}.get(key)
-    try:
-        return value if kind is None else to_dict(from_dict(kind, value))
-    except ConfigError:  # of a field that is no longer there
-        return value
-
-
-def _read(file: Path) -> dict:
-    """A JSON object; an empty one where there is no file. Raises CheckpointError where it cannot be read."""
-    return read_card(file, f"delete {file.parent} to start over") if file.exists() else {}
 
 
 def train_video_llava(
@@ -120,7 +41,7 @@ def train_video_llava(
     """The whole recipe: the parts that are not there yet, then stage 1 and stage 2.
 
     parts: a folder that holds `languagebind/`, `language/` or both, as the paper starts from LanguageBind and
-    Vicuna; the part it lacks is trained, and without a folder both are. more_text: the language model that is there
+    Vicuna; the part it lacks is trained, and without a folder both are. more_text: the language model of that folder
     is pre-trained further, on the preset's texts. Raises CheckpointError when the folder holds neither part, or no
     language model to train further, ConfigError when a part's sizes are not the preset's, and for a recipe that no
     run can have.
@@ -155,7 +76,7 @@ def train_video_llava(
 
 
 def _part(parts: str | Path | None, name: str):
-    """(model, tokenizer) of a pretrained part, or None where the folder has no such part."""
+    """(model, tokenizer) of a pretrained part, or None if the folder has no such part."""
     if parts is None or not (Path(parts) / name).is_dir():
         return None
     return {"language": load_language, "languagebind": load_languagebind}[name](Path(parts) / name)
@@ -163,9 +84,8 @@ def _part(parts: str | Path | None, name: str):
 
 def _train_language(preset: Preset, world: Path, run: Run, start, device, progress) -> Path:
     """Tokenizer and language model from text alone, or `start` (both of them) further; returns their folder."""
-    path = run.folder / "language"
-    if (path / "config.json").exists():
-        return path
+    if run.done("language"):
+        return run.folder / "language"
     texts = load_records(world / "text.json")
     tokenizer = start[1] if start else train_tokenizer(texts, preset.model.language.vocab_size)
     language = replace(preset.model.language, vocab_size=len(tokenizer))
@@ -217,7 +137,7 @@ def finetune(
     need_tokenizer(model.tokenizer, init)
     check_folder(media)
     records = load_records(files, media)
-    Conversations(records, model.tokenizer, model.config, load=None)  # for its errors alone
+    check_conversations(records, model.tokenizer, model.config)
     records, skipped = check_media(records, skip_broken, progress)
     training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
@@ -275,7 +195,7 @@ def assemble(config: ModelConfig, bound: LanguageBind, language, tokenizer) -> V
 
 
 def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: LanguageModel | None):
-    """Raises ConfigError where a part has other sizes than the config; vocabularies are each part's own."""
+    """Raises ConfigError if a part has other sizes than the config; vocabularies are each part's own."""
     found = {**bound.config.encoders, "text": bound.config.text} if bound else {}
     found |= {"language": language.config} if language else {}
     for name, part in found.items():

@@ -20,8 +20,8 @@ from minivllava.data.dataset import Conversations, Load, load_pixels, unique_fil
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
-from minivllava.training.language import conversation_task, only
-from minivllava.training.loop import accelerator_for, shuffled_batches, train
+from minivllava.training.language import conversation_task
+from minivllava.training.loop import accelerator_for, freeze_all_but, shuffled_batches, train
 from minivllava.training.lora import lora
 from minivllava.training.recompute import recomputing
 
@@ -46,7 +46,7 @@ def stage1(
     load = load or _visuals(model, records, config, cached, model.config.stage1_aspect, device, progress)
     dataset = Conversations(records, model.tokenizer, model.config, load, model.config.stage1_template, cut)
     task = conversation_task(dataset, config, decodes=not cached)
-    only(model, model.projector)
+    freeze_all_but(model, model.projector)
     with recomputing(model.language_model, config):
         return train(model, task, config, folder, "stage 1", device, progress)
 
@@ -66,28 +66,29 @@ def stage2(
     """Trains projector and language model on conversations; with `config.lora_rank`, the projector and adapters of
     the language model, merged at the end. Returns the log.
 
-    images_first: the share of the steps, from the first on, that take no record with a clip. The others as in `stage1`.
+    images_first: the share of the steps, from the first on, that take no record with a clip. The other arguments are
+    those of `stage1`.
     """
     load = load or _visuals(model, records, config, cached, model.config.aspect, device, progress)
     dataset = Conversations(records, model.tokenizer, model.config, load, cut=cut)
     task = conversation_task(dataset, config, decodes=not cached)
     if images_first:
-        plan = _images_first(dataset, config, round(images_first * config.steps), task.plan)
-        task = replace(task, plan=plan, data=f"{task.data}, {images_first:g} images first")
-    only(model, model.projector, model.language_model)
+        sampler = _images_first(dataset, config, round(images_first * config.steps), task.sampler)
+        task = replace(task, sampler=sampler, data=f"{task.data}, {images_first:g} images first")
+    freeze_all_but(model, model.projector, model.language_model)
     adapters = lora(model.language_model, config) if config.lora_rank else nullcontext()
     with adapters, recomputing(model.language_model, config):
         return train(model, task, config, folder, "stage 2", device, progress)
 
 
 def _visuals(model: VideoLLaVA, records, config: TrainingConfig, cached, aspect, device, progress) -> Load:
-    if cached:  # the encoders compute features where the rest will learn
+    if cached:  # the encoders compute features on the device that training uses
         model.to(accelerator_for(config, device).device)
     return visual_loader(model, records, cached, aspect, progress)
 
 
 def _images_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
-    """A plan that takes no clips in its first `steps` steps. Raises DataError where every record has one."""
+    """A sampler that takes no clips in its first `steps` steps. Raises DataError if every record has one."""
     still = [i for i, visuals in enumerate(dataset.visuals) if all(kind == "image" for _, kind in visuals)]
     if not still:
         raise DataError("Every record has a clip, and stage 2 is to begin on images: set images_first to 0.")
@@ -104,8 +105,8 @@ def visual_loader(
 ) -> Load:
     """load(path, kind) for `Conversations`: features of the frozen encoders from the cache, or pixels.
 
-    aspect: of images, where it is not the config's. Made once for the records of several runs and given to the
-    stages as `load`, it spares each a cache of its own.
+    aspect: of images, if it is not the config's. A loader made once for the records of several runs, and given to the
+    stages as `load`, spares each run a cache of its own.
     """
     config = replace(model.config, aspect=aspect or model.config.aspect)
     if not cached:
@@ -125,7 +126,7 @@ def visual_loader(
 
 
 def features_fingerprint(model: VideoLLaVA, kind: str) -> str:
-    """What the features of images ("image") or clips ("video") follow from, but for the files."""
+    """All that the features of images ("image") or clips ("video") depend on, except the files."""
     config = model.config
     encoder = {"image": model.image_encoder, "video": model.video_encoder}[kind]
     words = [weights_fingerprint(encoder), config.select_layer, config.keep_cls_image, config.keep_cls_video]

@@ -20,7 +20,7 @@ from minivllava.errors import CheckpointError
 from minivllava.overrides import to_dict
 
 
-class Window:
+class LogWindow:
     """What happened since the last line of the log."""
 
     def __init__(self):
@@ -62,12 +62,12 @@ class State:
         self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, config: TrainingConfig, data: str, scaler
     ):  # fmt: skip
         self.folder, self.parameters, self.optimizer = folder, parameters, optimizer
-        self.scaler = scaler  # of the loss, with fp16 alone
+        self.scaler = scaler  # of the loss; only with fp16
         self.config, self.data = to_dict(config), data
         without_effect = ["checkpoint_every"] + ([] if config.lora_rank else ["lora_alpha", "lora_dropout"])
         self.config = {name: value for name, value in self.config.items() if name not in without_effect}
 
-    def save(self, step: int, log: list[dict], window: Window):
+    def save(self, step: int, log: list[dict], window: LogWindow):
         moments = {
             f"{key}.{name}": self.optimizer.state[p][key]
             for name, p in self.parameters.items()
@@ -92,8 +92,8 @@ class State:
 
         write_folder(self.folder, write)
 
-    def load(self, window: Window) -> tuple[int, list[dict]]:
-        """(first step to do, log so far); puts weights, moments and what the log's next line has so far in place."""
+    def load(self, window: LogWindow) -> tuple[int, list[dict]]:
+        """(first step to do, log so far). Restores the weights, AdamW's moments and the open line of the log."""
         recover_folder(self.folder)
         if not self.folder.exists():
             return 0, []
@@ -101,7 +101,7 @@ class State:
             card = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{self.folder} cannot be read ({error}): delete it to start over.") from error
-        known = to_dict(TrainingConfig()) | card["config"]  # of before a field was there: its default
+        known = to_dict(TrainingConfig()) | card["config"]  # a field that is newer than the state has its default
         changed = [key for key in self.config if known.get(key) != self.config[key]]
         changed += ["data"] if card.get("data") != self.data else []
         if changed:
@@ -112,14 +112,14 @@ class State:
         weights = load_tensors(self.folder / "weights.safetensors")
         check_tensors(self.parameters, weights, self.folder)
         moments = load_tensors(self.folder / "optimizer.safetensors")
-        fused = self.optimizer.defaults["fused"]  # then AdamW counts its steps where the weights are
+        fused = self.optimizer.defaults["fused"]  # then AdamW keeps its count of steps on the weights' device
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(_placed_like(parameter, weights[name]))
                 if name in card["updates"]:
                     self.optimizer.state[parameter] = {
                         "step": torch.tensor(card["updates"][name], device=parameter.device if fused else "cpu"),
-                        # copies: tensors that were equal are stored once and must not stay one
+                        # copies: equal tensors are stored once, and must not remain one tensor
                         **{
                             k: _placed_like(parameter, moments[f"{k}.{name}"].clone())
                             for k in ("exp_avg", "exp_avg_sq")
@@ -132,7 +132,7 @@ class State:
 
 
 def _placed_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
-    """A whole tensor where the parameter is: on its device, sharded where FSDP has sharded it."""
+    """A whole tensor as the parameter is: on its device, and sharded if FSDP has sharded the parameter."""
     tensor = tensor.to(parameter.device)
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, check_choice
 from minivllava.evaluation.benchmarks import gqa, mmbench, open_ended, pope, science_qa, video_qa, vqa
 from minivllava.evaluation.benchmarks.judge import Judge
 from minivllava.evaluation.predictions import Problems, Question
@@ -45,7 +45,7 @@ class Benchmark:
     def scores(
         self, questions: Path, answers: Path, problems: Problems, judge: Judge | None = None, truth: Path | None = None
     ) -> dict:
-        """`score`, by a judge too where one is given."""
+        """`score`, by a judge too if one is given."""
         self.check_judge(judge)
         options = {"judge": judge} if self.judge else {}
         return self.score(questions, answers, problems, truth=truth, **options)
@@ -187,7 +187,7 @@ def benchmark(name: str) -> Benchmark:
     """The benchmark called `name`, however it is spelt (MSVD_QA, VQAv2). Raises ConfigError listing the names."""
     plain = {_plain(known): found for known, found in BENCHMARKS.items()}
     if _plain(name) not in plain:
-        raise ConfigError(f"There is no benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}.")
+        check_choice("benchmark", name, BENCHMARKS)
     return plain[_plain(name)]
 
 

@@ -5,7 +5,7 @@
     ROOT/data/images/
 
 Predictions: the official [{"questionId", "prediction"}], compared as they are, or LLaVA's JSON lines
-{"question_id", "text"}, of which final points are dropped and capitals lowered (scripts/convert_gqa_for_eval.py).
+{"question_id", "text"}; final points are dropped and capitals lowered (scripts/convert_gqa_for_eval.py).
 Source: eval.py of gqadataset.org.
 """
 

@@ -68,7 +68,7 @@ class Protocol:
     max_tokens: int | None = None
 
     def messages(self, fields: dict[str, str]) -> list[dict]:
-        """The chat that asks about one case. Fields are put in as they are, whatever braces they hold."""
+        """The chat that asks about one case. Fields are put in as they are, braces included."""
         text = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], self.user)
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": text}]

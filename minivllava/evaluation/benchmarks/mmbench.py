@@ -170,7 +170,7 @@ def _number(name: str) -> int | str:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Numbers in their order, whatever else after them."""
+    """A key that sorts numbers by value, and everything else after them."""
     return (int(name), "") if name.isdigit() else (CIRCLE**2, name)
 
 

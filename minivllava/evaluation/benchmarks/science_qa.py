@@ -5,7 +5,7 @@
     ROOT/problems.json, ROOT/pid_splits.json      the official questions: {"choices", "answer", "image"}; splits
 
 Answers: JSON lines {"question_id", "text"}. The letter of a reply, in this order (line breaks count as ". "):
-the reply is a letter A to E, save for spaces around it; it begins with a letter and ". "; the first "The answer is
+the reply is a letter A to E, except for spaces around it; it begins with a letter and ". "; the first "The answer is
 X." in it; the first "The answer is X". No letter, or one that is no choice, is wrong: so is "A." by itself.
 Source: github haotian-liu/LLaVA, llava/eval/{model_vqa_science,eval_science_qa}.py.
 """
@@ -76,7 +76,7 @@ def score(
 ) -> dict:  # fmt: skip
     """Accuracy over all questions and over those with an image ("IMG"); how many replies name no letter.
 
-    questions_file: problems.json (its test split, by pid_splits.json beside it, where that is there) or LLaVA's
+    questions_file: problems.json (its test split, by pid_splits.json beside it, if there is one) or LLaVA's
     questions. images_only: answers to the other questions are not needed, and not scored.
     """
     truths = _truths(truth or questions_file, problems)

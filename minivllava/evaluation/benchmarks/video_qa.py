@@ -73,7 +73,7 @@ def score(
 ) -> dict:
     """Accuracy of predictions against test_a.json; with a judge also its accuracy and mean score.
 
-    exact       the prediction is the answer, save for spaces around it
+    exact       the prediction is the answer, except for spaces around it
     normalised  the same once both went through VQA's normalisation (case, punctuation, articles, digits, ...)
     judged      the judge said yes; score: the mean of its whole numbers from 0 to 5
 

@@ -44,7 +44,7 @@ def llava_questions(file: Path, folder: Path, key: Callable[[Row], str] | None =
 
 
 def human_answers(row: Row, problems: Problems) -> list[str]:
-    """The human answers of an annotation: texts, or objects with "answer"; [] and a problem where there are none."""
+    """The human answers of an annotation: texts, or objects with "answer"; [] and a problem if there are none."""
     answers = row.values.get("answers")
     answers = answers if isinstance(answers, list) else []
     texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
@@ -234,7 +234,7 @@ def _content(row: Row) -> str:
 
 
 def _numbered(key: Callable[[Row], str]) -> Callable[[Row], str]:
-    """A key of which the second of two equal ones ends in " (2)": some images have a question twice."""
+    """`key`, but the second of two equal ones ends in " (2)": some images have a question twice."""
     seen: Counter = Counter()
 
     def numbered(row: Row) -> str:
