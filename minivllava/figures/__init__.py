@@ -37,7 +37,7 @@ from minivllava.figures.decoder import (
     rotation_dials,
     time_per_token,
 )
-from minivllava.figures.evaluation import BASELINES, KINDS, LABELS, accuracy_by_type, intervals
+from minivllava.figures.evaluation import BASELINES, KINDS, LABELS, accuracy_by_type, intervals, type_label
 from minivllava.figures.frames import frame_strip
 from minivllava.figures.patches import (
     attention_spread,
@@ -113,4 +113,5 @@ __all__ = [
     "token_budget",
     "token_similarity",
     "token_words",
+    "type_label",
 ]
