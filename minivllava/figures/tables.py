@@ -87,7 +87,8 @@ def shares(
     for y, share in enumerate(values.values()):
         axes.barh(y, 100 * share, height=0.58, color=ink.model, zorder=2)
         axes.annotate(f"{100 * share:.0f}", (100 * share, y), (5, 0), textcoords="offset points", va="center",
-                      color=ink.text, fontsize=10.5)  # fmt: skip
+                      color=ink.text, fontsize=10.5, zorder=4,
+                      bbox={"boxstyle": "square,pad=0.1", "fc": ink.page, "ec": "none"})  # fmt: skip
     if chance is not None:
         axes.axvline(100 * chance, color=ink.text, linewidth=1.4, linestyle=(0, (4, 3)), zorder=3)
         axes.annotate("chance", (100 * chance, len(values) - 0.45), (0, 0), textcoords="offset points", ha="center",
