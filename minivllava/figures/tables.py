@@ -89,7 +89,7 @@ def amounts(
     values: dict[str, float], title: str, unit: str, line: tuple[str, float] | None = None, top: float | None = None,
     width: float = 9.0, dark: bool = False,
 ):  # fmt: skip
-    """Numbers from 0 up as bars. line: a name and where to draw it, dashed; top: where the axis ends, else by itself."""
+    """Numbers from 0 up as bars. line: a name and where to draw it, dashed; top: where the axis ends, if fixed."""
     ink, figure = new_figure(width, 0.95 + 0.36 * len(values), dark)
     axes = figure.subplots()
     clean(axes, ink, grid="x")
