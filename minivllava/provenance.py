@@ -18,7 +18,9 @@ def environment() -> dict:
         command = ["git", "rev-parse", "HEAD"]
         answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
         commit = answer.stdout.strip() or None
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return {
         "minivllava": __version__,
         "commit": commit,

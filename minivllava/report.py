@@ -15,6 +15,7 @@ from minivllava.checkpoints.checkpoint import load_vllava
 from minivllava.checkpoints.storage import read_card
 from minivllava.data.media import read_image, read_video
 from minivllava.errors import CheckpointError, ConfigError
+from minivllava.evaluation.metrics import wilson
 from minivllava.files import write_text
 from minivllava.models.vllava import VideoLLaVA
 
@@ -41,6 +42,7 @@ def write_report(folder: str | Path) -> Path:
     model = load_vllava(folder / "model")
     answered = predictions["test"]["model"]
     shown = draw_files(answered)
+    order = next((row for row in tables["test"] if row["type"] == "needs order"), None)
     page = Environment(
         loader=PackageLoader("minivllava", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
@@ -48,8 +50,10 @@ def write_report(folder: str | Path) -> Path:
     html = page.render(
         name=folder.resolve().name,
         headlines=_headlines(tables),
-        order=next((row for row in tables["test"] if row["type"] == "needs order"), None),
-        questions=sum(row["n"] for row in tables["test"] if row["type"] == "all"),
+        order=order,
+        verdict=_verdict_on_order(order) if order else None,
+        questions=_questions(tables["test"]),
+        unseen=_questions(tables.get("compositional", ())),
         facts=_facts(run, logs, model),
         losses=_chart(lambda **look: figures.loss_curves(logs, **look)) if any(logs.values()) else None,
         accuracies={
@@ -62,6 +66,7 @@ def write_report(folder: str | Path) -> Path:
         overlays=_overlays(model, [groups[0][0] for groups in shown.values() if groups]),
         tables={split: _columns(tables[split]) for split in SPLITS if tables.get(split)},
         labels=figures.LABELS,
+        type_label=figures.type_label,
         splits=SPLITS,
         asked=ASKED,
     )  # fmt: skip
@@ -136,6 +141,23 @@ def _headlines(tables: dict[str, list[dict]]) -> list[dict]:
             shares = {view: _mean(rows, view) for view in ("model", "blind", "majority")}
             lines.append({"title": title, "n": sum(row["n"] for row in rows), **shares})
     return lines
+
+
+def _questions(rows: Iterable[dict]) -> int:
+    return sum(row["n"] for row in rows if row["type"] == "all")
+
+
+def _verdict_on_order(row: dict) -> str:
+    """What the questions that need order say, in a sentence: the model's 95 % interval beside the best baseline."""
+    low, high = wilson(round(row["model"] * row["n"]), row["n"])
+    known = {view: 100 * row[view] for view in figures.BASELINES if row.get(view) is not None}
+    best = max(known, key=known.get)
+    answer = "Yes" if low > known[best] else "No" if high < known[best] else "That is undecided"
+    side = "is above" if low > known[best] else "is below" if high < known[best] else "includes"
+    return (
+        f"{answer}: the 95 % interval of the model's share, {low:.0f} to {high:.0f} %, {side} the best baseline "
+        f"({figures.LABELS[best]}, {known[best]:.1f} %)."
+    )
 
 
 def _mean(rows: Sequence[dict], view: str) -> float | None:

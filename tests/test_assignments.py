@@ -356,7 +356,7 @@ def test_student_copies_of_every_source(tmp_path):
     for path in written["student"]:
         nbformat.validate(nbformat.read(path, as_version=4))
         text = path.read_text()
-        assert not [mark for mark in (*SOLUTION, *HIDDEN) if mark in text]
+        assert not [mark for mark in (*SOLUTION, *HIDDEN, "](../data") if mark in text]
         original = read_notebook(NOTEBOOKS / path.relative_to(out / "student"))
         copied = read_notebook(path)
         assert [one["cell_type"] for one in copied["cells"]] == [one["cell_type"] for one in original["cells"]]
@@ -368,7 +368,7 @@ def test_student_copies_of_every_source(tmp_path):
             kept = [line for line in source(part.cell).split("\n") if line not in solved_lines]
             (copied_cell,) = (one for one in copied["cells"] if one.get("id") == part.cell["id"])
             assert set(kept) - set(source(copied_cell).split("\n")) <= {
-                line for line in kept if "BEGIN" in line or "END" in line
+                line for line in kept if "BEGIN" in line or "END" in line or "](../" in line
             }
     for path in written["instructor"]:
         nbformat.validate(nbformat.read(path, as_version=4))
@@ -621,3 +621,12 @@ def test_one_assignment_through_nbgrader(tmp_path):
         scores = {line["student_id"]: float(line["score"]) for line in csv.DictReader(file)}
     points = sum(part.points for part in parts(original, name) if part.role == "test")
     assert scores == {"ada": points, "ben": 0.0}
+
+
+def test_copies_name_files_that_a_link_would_not_reach():
+    text = "Read [how](../data/README.md), then [08](08_ablations.ipynb) and [POPE](https://arxiv.org/abs/2305.10355)."
+    notebook = {"cells": [{"cell_type": "markdown", "metadata": {}, "source": text}], "metadata": {}}
+    (cell,) = student_copy(notebook, Path("07.ipynb"))["cells"]
+    assert cell["source"] == text.replace("[how](../data/README.md)", "how (`data/README.md` in the repository)")
+    (inside,) = student_copy(notebook, Path("assignments/toy.ipynb"))["cells"]
+    assert inside["source"] == text  # notebooks/data: inside the folder that is copied

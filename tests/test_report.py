@@ -198,7 +198,7 @@ def test_loss_curves(logs):
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["Stage 1: projector", "Stage 2: instruction tuning"]
     for axes in figure.axes:
-        assert axes.get_xlabel().startswith("step") and axes.get_ylabel() == "loss (nats per token)"
+        assert axes.get_xlabel().startswith("step") and axes.get_ylabel() == "loss (nats per token, log scale)"
         drawn = [(line["step"], line["loss"]) for line in logs["model"]]
         np.testing.assert_allclose(axes.lines[0].get_xydata(), drawn)
     assert dict(matplotlib.rcParams) == settings
@@ -210,14 +210,14 @@ def test_accuracy_by_type(evaluation):
     images, clips = figure.axes
     assert images.get_xlabel() == clips.get_xlabel() == "exact match (%)"
     types = [tick.get_text() for tick in images.get_yticklabels()]
-    assert types == ["all", "shape", "motion", "needs order"]
+    assert types == ["all", "shape", "motion", "all that need order"]
     assert [bar.get_width() for bar in images.patches] == [75, 75]
     assert [bar.get_width() for bar in clips.patches] == [50, 100, 0, 0]
     majority = [line for line in clips.lines if line.get_marker() == "|"]
     assert [line.get_xdata()[0] for line in majority] == [50, 0, 100, 100]
     shown = words(figure)
     assert all(figures.LABELS[view] in shown for view in ("model", "blind", "majority", "shuffled frames"))
-    assert "Clips (n = 2)" in shown
+    assert "\n2\n" in shown and "Clips (n = 2)" in words(figures.accuracy_by_type(rows, width=5.5))
 
 
 def test_strips_and_galleries(evaluation):
@@ -296,3 +296,12 @@ def test_most_focused_wants_much_attention_on_few_patches():
     weights[1, 0] = 0
     weights[1, 0, 0, 1, 1] = 0.6
     assert most_focused(weights) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "verdict"), [(0.95, 260, "Yes"), (0.6, 20, "That is undecided"), (0.2, 260, "No")]
+)
+def test_what_the_report_says_of_the_order_of_time(share, n, verdict):
+    row = {"n": n, "model": share, "shuffled frames": 0.504, "single frame": 0.235, "blind": None, "majority": 0.03}
+    said = report._verdict_on_order(row)
+    assert said.startswith(f"{verdict}: ") and "shuffled frames, 50.4 %" in said

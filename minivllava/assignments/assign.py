@@ -7,6 +7,7 @@ instructor copy as its source, and a filled-in student copy as a submission.
 
 import copy
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from minivllava.errors import DataError
 # nbgrader's own, so that its release of an instructor copy is equal to ours
 CODE_STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
 TEXT_STUB = "YOUR ANSWER HERE"
+_LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)\s]+)\)")  # a relative one that leaves its folder
 
 
 def assign(out: str | Path, sources: str | Path, instructor: bool = False) -> dict[str, list[Path]]:
@@ -82,12 +84,16 @@ def student_copy(notebook: dict, path: Path) -> dict:
 
 
 def instructor_copy(notebook: dict, path: Path) -> dict:
-    """The notebook as it is, with nbgrader's metadata (schema 3) on the cells that count.
+    """The notebook as it is, with nbgrader's metadata (schema 3) on cells that count, and with links to files outside
+    the notebooks' folder as plain names, since a copy elsewhere would not reach them.
 
     Answers stay editable; tests are locked and worth points. In a graded assignment everything else is locked
     too: what is set up for the tests is not the student's to change.
     """
     copied = copy.deepcopy(notebook)
+    for cell in copied["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = _LINK.sub(lambda link: _named(link, path), source(cell))
     about = copied.setdefault("metadata", {}).setdefault("minivllava", {})
     about["assignment"] = path.stem
     for part in parts(copied, str(path)):
@@ -108,3 +114,11 @@ def instructor_copy(notebook: dict, path: Path) -> dict:
         if locked:
             metadata["editable"] = False
     return copied
+
+
+def _named(link: re.Match, path: Path) -> str:
+    """ "[how](../data/a.md)" as "how (`data/a.md` in the repository)"; a link to another notebook as it is."""
+    target = os.path.normpath(path.parent / link[2])
+    if not target.startswith(".."):
+        return link[0]
+    return f"{link[1]} (`{target.replace('../', '')}` in the repository)"

@@ -92,7 +92,7 @@ def _print_results(results: dict):
     from minivllava.ablations.study import METRICS
 
     names = [METRICS[metric] for metric in results["metrics"]]
-    title = f"{results['title']} (per cent, {len(results['seeds'])} seed(s), 95 % intervals)"
+    title = f"{results['title']} (per cent, {len(results['seeds'])} seed(s), 95 % bootstrap intervals)"
     scores = Table("arm", *names, title=title, title_justify="left")
     for arm in results["arms"]:
         for label, row in {arm["label"]: arm["metrics"], **arm["baselines"]}.items():

@@ -37,7 +37,7 @@ from minivllava.figures.decoder import (
     rotation_dials,
     time_per_token,
 )
-from minivllava.figures.evaluation import BASELINES, KINDS, LABELS, accuracy_by_type, intervals
+from minivllava.figures.evaluation import BASELINES, KINDS, LABELS, accuracy_by_type, intervals, type_label
 from minivllava.figures.frames import frame_strip
 from minivllava.figures.patches import (
     attention_spread,
@@ -48,7 +48,7 @@ from minivllava.figures.patches import (
 from minivllava.figures.port import port_lost
 from minivllava.figures.studies import study_figure
 from minivllava.figures.style import DARK, LIGHT, Inks, chart_png
-from minivllava.figures.tables import number_tables, shares
+from minivllava.figures.tables import amounts, number_tables, shares
 from minivllava.figures.tokens import (
     attention_matrix,
     batch_strips,
@@ -69,6 +69,7 @@ __all__ = [
     "TITLES",
     "Inks",
     "accuracy_by_type",
+    "amounts",
     "attention_matrix",
     "attention_overlay",
     "attention_reach",
@@ -113,4 +114,5 @@ __all__ = [
     "token_budget",
     "token_similarity",
     "token_words",
+    "type_label",
 ]

@@ -50,6 +50,8 @@ def attention_overlay(
         page.text(left, top + 0.02, text, each, size)
         axes = page.axes(left, top + title, each, height)
         heat = draw_frames(axes, frames if weights is None else _flattened(frames), columns, weights)
+        if not still:
+            _number_frames(axes, len(frames), columns, frames.shape[1] / frames.shape[2])
         if heat is not None:
             if outline is not None:
                 _draw_outline(axes, outline, columns, frames.shape[1] / frames.shape[2])
@@ -182,6 +184,15 @@ def _flattened(frames: np.ndarray) -> np.ndarray:
     background = np.median(frames, axis=(0, 1, 2))
     near = np.abs(frames - background).max(-1, keepdims=True) < 14
     return np.where(near, background, frames).astype(np.uint8)
+
+
+def _number_frames(axes, count: int, columns: int, aspect: float):
+    """A frame's number, from 1, in its top left corner, as `draw_frames` lays frames out."""
+    plate = {"boxstyle": "round,pad=0.15", "fc": "#000000a0", "ec": "none"}
+    for number in range(count):
+        row, column = divmod(number, columns)
+        axes.text(column + 0.04, row * aspect + 0.05, str(number + 1), ha="left", va="top", fontsize=8.5,
+                  color="#ffffff", bbox=plate)  # fmt: skip
 
 
 def _question_legend(figure, ink):

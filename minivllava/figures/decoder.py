@@ -145,7 +145,7 @@ def relative_scores(scores: np.ndarray, queries: Sequence[int], width: float = 9
     ink, figure = new_figure(width, 0.42 * width, dark)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     reach = np.abs(scores).max()
-    signed = {"cmap": "PuOr", "vmin": -reach, "vmax": reach} if scores.min() < 0 else {"cmap": "cividis_r"}
+    signed = {"cmap": "PuOr", "vmin": -reach, "vmax": reach} if scores.min() < 0 else {"cmap": "cividis"}
     image = left.imshow(scores, interpolation="nearest", **signed)
     left.spines[:].set_visible(False)
     left.tick_params(length=0, labelsize=9, labelcolor=ink.muted)

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+from minivllava.figures.evaluation import type_label
 from minivllava.figures.style import VERMILLION, clean, name_axes, new_figure
+
+NOTHING = 1e-5  # a relative change of features below it is rounding
 
 
 def port_lost(
@@ -30,7 +33,7 @@ def port_lost(
         left.plot(shares, [y, y], color=ink.grid, linewidth=3, zorder=2)
         for name, share in zip(looks, shares, strict=True):
             left.plot(share, y, **looks[name], linestyle="none", zorder=3, label=name if y == 0 else None)
-    left.set_yticks(range(len(rows)), [f"{row['asked']} ({row['n']})" for row in rows])
+    left.set_yticks(range(len(rows)), [f"{type_label(row['asked'])} ({row['n']})" for row in rows])
     for label in left.get_yticklabels()[:1]:
         label.set_fontweight("bold")
     left.tick_params(axis="y", labelsize=10, labelcolor=ink.text)
@@ -43,7 +46,7 @@ def port_lost(
         distances = [clip[name] for clip in permutation]
         places = [number + 0.5 * ((i + 0.5) / len(distances) - 0.5) for i in range(len(distances))]
         right.plot(places, distances, **looks[name], linestyle="none", alpha=0.8, clip_on=False)
-        largest = f"{max(distances):.2g} at most" if max(distances) else "exactly 0"
+        largest = f"{max(distances):.2g} at most" if max(distances) >= NOTHING else "below 1e-5"
         right.annotate(largest, (number, max(distances)), (0, 9), textcoords="offset points",
                        ha="center", fontsize=9.5, color=ink.text)  # fmt: skip
     right.set_xticks([0, 1], ["with", "without"])
@@ -51,7 +54,8 @@ def port_lost(
     right.set_xlim(-0.5, 1.5)
     top = max(clip[name] for clip in permutation for name in looks) or 1.0
     right.set_ylim(-0.07 * top, 1.15 * top)
-    name_axes(right, ink, "Frames in reverse" if beside else "Reversed", "change of features")
+    name_axes(right, ink, "Frames in reverse" if beside else "Reversed", "temporal attention")
+    right.set_ylabel("relative change of features", color=ink.muted, fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
                   labelcolor=ink.text, fontsize=10)  # fmt: skip
     return figure

@@ -42,7 +42,7 @@ def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, titles, referen
         summary = arm["metrics"][metric]
         if summary is None:
             continue
-        _draw_spread(axes, ink, y, summary["values"], summary)
+        _draw_spread(axes, ink, y, summary["values"], summary, ink.model)
         for view, scores in arm["baselines"].items():
             if scores[metric] is not None:
                 axes.plot(scores[metric]["mean"], y, **_marker(view, ink), zorder=2)
@@ -54,14 +54,15 @@ def _draw_scores(axes, ink: Inks, arms: list[dict], metric: str, titles, referen
     name_axes(axes, ink, titles[metric], "per cent")
 
 
-def _draw_spread(axes, ink: Inks, y: float, by_seed: dict, summary: dict):
-    """Dots for seeds, a bar for the mean, a line for its interval."""
+def _draw_spread(axes, ink: Inks, y: float, by_seed: dict, summary: dict, colour: str, caps: bool = False):
+    """Dots for seeds, a bar for the mean, a line for its interval: with caps for Student's t, without for bootstrap."""
     values = list(by_seed.values())
     apart = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
     axes.plot(values, y + np.array(apart), "o", color=ink.model_soft, markersize=5, zorder=3)
     if summary["interval"]:
-        axes.plot(summary["interval"], (y, y), color=ink.model, linewidth=2.2, zorder=4, solid_capstyle="butt")
-    axes.plot(summary["mean"], y, "|", color=ink.model, markersize=13, markeredgewidth=2.6, zorder=5)
+        axes.plot(summary["interval"], (y, y), color=colour, linewidth=1.8 if caps else 2.2, zorder=4,
+                  solid_capstyle="butt", marker="|" if caps else "", markersize=7, markeredgewidth=1.8)  # fmt: skip
+    axes.plot(summary["mean"], y, "|", color=colour, markersize=13, markeredgewidth=2.6, zorder=5)
 
 
 def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, str], titles, width: float):
@@ -69,7 +70,7 @@ def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, st
     axes.axvline(0, color=ink.muted, linewidth=1.2)
     for y, (claim, words) in enumerate(zip(claims, said, strict=True)):
         if claim["mean"] is not None:
-            _draw_spread(axes, ink, y, claim["differences"], claim)
+            _draw_spread(axes, ink, y, claim["differences"], claim, ink.text, caps=True)
         if claim["direction"] == "=":
             axes.fill_betweenx((y - 0.4, y + 0.4), -claim["within"], claim["within"], color=ink.grid, zorder=1)
         if claim["points"] is not None:
@@ -79,13 +80,13 @@ def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, st
         text, right = f"{SIGNS[claim['verdict']]}\n{words}", ("axes fraction", "data")
         axes.annotate(text, (1, y), (6, 0), xycoords=right, textcoords="offset points", va="center", fontsize=9,
                       color=colour, annotation_clip=False)  # fmt: skip
-    sides = [f"{labels[c['better']]} − {labels[c['than']]}, {titles[c['metric']]}" for c in claims]
+    sides = [f"{titles[c['metric']]}: {_side(labels[c['better']])} − {_side(labels[c['than']])}" for c in claims]
     axes.set_yticks(range(len(claims)), [_lines(side, 0.36 * width) for side in sides])
     axes.tick_params(axis="y", labelsize=9, labelcolor=ink.text)
     axes.set_ylim(len(claims) - 0.5, -0.5)
     marks = ["☆ the paper's"] if any(claim["points"] is not None for claim in claims) else []
     marks += ["shaded: counts as equal"] if any(claim["direction"] == "=" for claim in claims) else []
-    name_axes(axes, ink, "Differences on the same seed", "; ".join(["points", *marks]))
+    name_axes(axes, ink, "Differences on the same seed, mean and 95 % paired t interval", "; ".join(["points", *marks]))
 
 
 def _legend(figure, ink: Inks, results: dict):
@@ -97,17 +98,22 @@ def _legend(figure, ink: Inks, results: dict):
         Line2D([], [], color=ink.model, linewidth=2.2),
         *(Line2D([], [], **_marker(view, ink)) for view in BASELINES if view in views),
     ]
-    labels = ["one seed", "mean, 95 % interval", *(LABELS[view] for view in BASELINES if view in views)]
+    mean = "mean, 95 % bootstrap interval (too narrow with few seeds)"
+    labels = ["one seed", mean, *(LABELS[view] for view in BASELINES if view in views)]
     figure.legend(handles, labels, loc="outside upper left", ncols=3 if figure.bbox.width > 600 else 2, frameon=False,
                   fontsize=9, labelcolor=ink.text, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
 
 
 def _marker(view: str, ink: Inks) -> dict:
     """The marker that figures of accuracies use for a baseline."""
-    shape, colour, filled = BASELINES[view]
-    colour = colour or ink.text
-    look = {"marker": shape, "linestyle": "none", "markeredgecolor": colour, "markersize": 7, "markeredgewidth": 1.5}
-    return look | {"color": colour if filled else ink.page}
+    shape, colour = BASELINES[view]
+    return {"marker": shape, "linestyle": "none", "color": colour or ink.text, "markersize": 7, "markeredgewidth": 1.5}
+
+
+def _side(label: str) -> str:
+    """An arm's label as one side of a difference: "joint, same total" becomes "joint (same total)"."""
+    name, comma, more = label.partition(", ")
+    return f"{name} ({more})" if comma else name
 
 
 def _lines(text: str, width: float) -> str:

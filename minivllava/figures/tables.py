@@ -80,25 +80,37 @@ def _table(axes, ink: Inks, table: np.ndarray, group, digits: int, labels):
 def shares(
     values: dict[str, float], title: str, chance: float | None = None, width: float = 9.0, dark: bool = False
 ):  # fmt: skip
-    """Shares from 0 to 1 as bars in per cent; a dashed line where chance stands."""
+    """Shares from 0 to 1 as bars in per cent; a dashed line where chance lies."""
+    line = None if chance is None else ("chance", 100 * chance)
+    return amounts({name: 100 * share for name, share in values.items()}, title, "share (%)", line, 100, width, dark)
+
+
+def amounts(
+    values: dict[str, float], title: str, unit: str, line: tuple[str, float] | None = None, top: float | None = None,
+    width: float = 9.0, dark: bool = False,
+):  # fmt: skip
+    """Numbers from 0 up as bars. line: a name and where to draw it, dashed; top: where the axis ends, if fixed."""
     ink, figure = new_figure(width, 0.95 + 0.36 * len(values), dark)
     axes = figure.subplots()
     clean(axes, ink, grid="x")
-    for y, share in enumerate(values.values()):
-        axes.barh(y, 100 * share, height=0.58, color=ink.model, zorder=2)
-        axes.annotate(f"{100 * share:.0f}", (100 * share, y), (5, 0), textcoords="offset points", va="center",
-                      color=ink.text, fontsize=10.5)  # fmt: skip
-    if chance is not None:
-        axes.axvline(100 * chance, color=ink.text, linewidth=1.4, linestyle=(0, (4, 3)), zorder=3)
-        axes.annotate("chance", (100 * chance, len(values) - 0.45), (0, 0), textcoords="offset points", ha="center",
+    for y, value in enumerate(values.values()):
+        axes.barh(y, value, height=0.58, color=ink.model, zorder=2)
+        axes.annotate(f"{value:.0f}", (value, y), (5, 0), textcoords="offset points", va="center",
+                      color=ink.text, fontsize=10.5, zorder=4,
+                      bbox={"boxstyle": "square,pad=0.1", "fc": ink.page, "ec": "none"})  # fmt: skip
+    if line is not None:
+        axes.axvline(line[1], color=ink.text, linewidth=1.4, linestyle=(0, (4, 3)), zorder=3)
+        axes.annotate(line[0], (line[1], len(values) - 0.45), (0, 0), textcoords="offset points", ha="center",
                       va="top", color=ink.text, fontsize=9, annotation_clip=False)  # fmt: skip
     axes.set_yticks(range(len(values)), values)
     axes.tick_params(axis="y", labelsize=10.5, labelcolor=ink.text)
     axes.set_ylim(len(values) - 0.5, -0.6)
-    axes.set_xlim(0, 106)
-    axes.set_xticks([0, 25, 50, 75, 100])
-    axes.tick_params(axis="x", pad=14 if chance is not None else 4)
+    highest = top or max(values.values())
+    axes.set_xlim(0, 1.06 * highest)
+    if top is not None:
+        axes.set_xticks([0, top / 4, top / 2, 3 * top / 4, top])
+    axes.tick_params(axis="x", pad=14 if line is not None else 4)
     axes.spines["bottom"].set_visible(False)
     axes.set_title(title, loc="left", color=ink.text, fontsize=11, fontweight="bold")
-    axes.set_xlabel("share (%)", color=ink.muted, fontsize=10)
+    axes.set_xlabel(unit, color=ink.muted, fontsize=10)
     return figure

@@ -159,7 +159,7 @@ def attention_matrix(patterns: dict[str, np.ndarray], sources: Sequence[int], wi
     for axes, (title, pattern) in zip(panels, patterns.items(), strict=True):
         axes.set_facecolor(ink.page)
         image = axes.imshow(
-            np.ma.masked_less_equal(pattern, 0), cmap="cividis_r", norm=LogNorm(1e-3, 1), interpolation="nearest",
+            np.ma.masked_less_equal(pattern, 0), cmap="cividis", norm=LogNorm(1e-3, 1), interpolation="nearest",
             extent=(0, length, length, 0),
         )  # fmt: skip
         for code, start, count in runs(sources):

@@ -14,11 +14,11 @@ TITLES = {
 
 
 def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool = False):
-    """The loss of each training step that has a log, in the order in which they are trained.
+    """The loss of each training step that has a log, in the order in which they are trained; the last one as a number.
 
     logs: by TITLES' keys, lines of `step`, `loss` (nats; mean since the line before) and `seconds`.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter
 
     names = [name for name in [*TITLES, *sorted(logs.keys() - TITLES.keys())] if logs.get(name)]
     columns = min(len(names), 3 if width > 6 else 1) or 1
@@ -33,30 +33,39 @@ def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool 
         clean(axes, ink, grid="both")
         axes.plot(steps, losses, color=ink.model, linewidth=1.4, solid_capstyle="round")
         axes.plot(steps[-1], losses[-1], "o", color=ink.model, markersize=5, clip_on=False)
-        axes.text(0.98, 0.95, f"ends at {losses[-1]:.3g}", transform=axes.transAxes, ha="right", va="top",
-                  color=ink.text, fontsize=10)  # fmt: skip
-        if min(losses) > 0:
-            _logarithmic(axes, losses)
+        axes.annotate(f"{losses[-1]:.3g}", (steps[-1], losses[-1]), (7, 0), textcoords="offset points", va="center",
+                      color=ink.text, fontsize=10, annotation_clip=False)  # fmt: skip
+        scale = _logarithmic(axes, losses) if min(losses) > 0 else ""
         axes.set_xlim(0, steps[-1])
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=(1, 2, 2.5, 5, 10)))
+        axes.xaxis.set_major_locator(_whole_steps())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         seconds = sum(line.get("seconds", 0) for line in log)
         contrastive = name.startswith("languagebind")
-        name_axes(axes, ink, TITLES.get(name, name), f"step ({duration(seconds)})" if seconds else "step")
-        axes.set_ylabel("InfoNCE loss (nats)" if contrastive else "loss (nats per token)", color=ink.muted)
+        name_axes(axes, ink, TITLES.get(name, name), f"step (whole run: {duration(seconds)})" if seconds else "step")
+        unit = "InfoNCE loss (nats" if contrastive else "loss (nats per token"
+        axes.set_ylabel(f"{unit}{scale})", color=ink.muted)
     return figure
 
 
-def _logarithmic(axes, values: Sequence[float]):
-    """A logarithmic scale for positive values, with ticks at 1, 2 and 5, or at every digit, where few would be seen."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+def _whole_steps():
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4, integer=True, steps=(1, 2, 2.5, 5, 10))
+
+
+def _logarithmic(axes, values: Sequence[float]) -> str:
+    """A logarithmic scale for positive values, with a few ticks at round ones. Returns what the axis's unit adds."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_yscale("log")
     spread = max(values) / min(values)
-    if spread < 100:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread > 5 else range(1, 10)))
+    if spread < 2:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    elif spread < 100:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread > 5 else (1, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
+    return ", log scale"
 
 
 def duration(seconds: float) -> str:
@@ -71,8 +80,6 @@ def compare_runs(panels: dict[str, dict[str, Sequence[dict]]], key: str = "loss"
 
     panels: title -> run -> log lines with `step` and `key`. Runs of the same name look alike in all panels.
     """
-    from matplotlib.ticker import MaxNLocator
-
     looks = [(BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PURPLE, "-.", "D")]
     names = list(dict.fromkeys(name for runs in panels.values() for name in runs))
     everything = [entry[key] for runs in panels.values() for log in runs.values() for entry in log]
@@ -84,10 +91,10 @@ def compare_runs(panels: dict[str, dict[str, Sequence[dict]]], key: str = "loss"
             colour, line, marker = looks[names.index(name) % len(looks)]
             steps, values = ([entry[field] for entry in log] for field in ("step", key))
             axes.plot(steps, values, line, color=colour, linewidth=1.6, marker=marker, markersize=4, label=name)
-        _logarithmic(axes, everything)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        scale = _logarithmic(axes, everything)
+        axes.xaxis.set_major_locator(_whole_steps())
         name_axes(axes, ink, title, "step")
-    figure.axes[0].set_ylabel(f"{key.replace('_', ' ')} ({unit})", color=ink.muted)
+    figure.axes[0].set_ylabel(f"{key.replace('_', ' ')} ({unit}{scale})", color=ink.muted)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(names), frameon=False, fontsize=10,
                   labelcolor=ink.text)  # fmt: skip
