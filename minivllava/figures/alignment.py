@@ -85,7 +85,8 @@ def recall_curves(
                   markersize=7, clip_on=False)  # fmt: skip
     axes.plot(ks, [100 * k / candidates for k in ks], color=ink.text, linewidth=1.4, linestyle=(0, (2, 2)),
               label="chance")  # fmt: skip
-    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylim(0, 106)  # room for whole marks on the line of 100, below the title
     axes.set_xlim(0, max(ks))
     axes.set_xticks(list(ks))
     name_axes(axes, ink, f"the right one of {candidates} is among the first k", "k")

@@ -12,7 +12,7 @@ def frame_strip(frames: np.ndarray, width: float = 9.0, dark: bool = False):
     page = Page(width, height + 0.5, dark)
     axes = page.axes(0, 0, width, height)
     draw_frames(axes, frames, columns)
-    axes.set_xlabel("frames, in order of time", color=page.ink.muted, fontsize=10)
+    axes.set_xlabel("frame, in order of time", color=page.ink.muted, fontsize=10)
     if columns == len(frames):
         axes.set_xticks(np.arange(columns) + 0.5, range(1, columns + 1))
         axes.tick_params(axis="x", length=0, labelsize=10, labelcolor=page.ink.muted)

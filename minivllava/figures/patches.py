@@ -44,7 +44,8 @@ def patch_sequence(image: np.ndarray, grid: int, width: float = 9.0, dark: bool 
 def place_similarity(similarity: np.ndarray, grid: int, width: float = 9.0, dark: bool = False):
     """For each patch's place a small map: how alike its position embedding is to that of every place.
 
-    similarity: cosines (n, n), n = grid * grid.
+    similarity: cosines (n, n), n = grid * grid. The scale ends at the strongest of two different places: a place with
+    itself, 1, lies above it.
     """
     side = min(width, 4.6)
     page = Page(side + 1.25, side + 0.34, dark)
@@ -56,7 +57,7 @@ def place_similarity(similarity: np.ndarray, grid: int, width: float = 9.0, dark
         shown = axes.imshow(rearrange(row, "(h w) -> h w", h=grid), cmap="PuOr_r", vmin=-limit, vmax=limit)
         axes.plot(x, y, "o", markerfacecolor="none", markeredgecolor="white", markeredgewidth=1.6, markersize=28 / grid)
         axes.set_axis_off()
-    bar = page.figure.colorbar(shown, cax=page.axes(side + 0.15, 0.34 + 0.2 * side, 0.13, 0.6 * side))
+    bar = page.figure.colorbar(shown, cax=page.axes(side + 0.15, 0.34 + 0.2 * side, 0.13, 0.6 * side), extend="max")
     quiet_bar(bar, page.ink, "cosine")
     return page.figure
 
