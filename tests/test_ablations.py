@@ -717,6 +717,20 @@ def test_a_study_of_ones_own_by_one_command(command, monkeypatch):
     assert second["cells"] == first["cells"], "seeds that were shown before are not dropped"
 
 
+def test_a_study_of_ones_own_goes_elsewhere_and_loses_no_cell(command, settings):
+    assert command("mine.toml", "--seeds", "1").exit_code == 0
+    folder = Path("runs/ablations/results/tiny")
+    first = json.loads((folder / "mine.json").read_text())
+    assert "Made by `minivllava ablate mine.toml --preset tiny --seeds 1" in (folder / "mine.md").read_text()
+    for file in Path("runs/ablations/cells").glob("*.json"):
+        file.unlink()
+    text = Path("mine.toml").read_text()
+    Path("mine.toml").write_text(text.replace("data1.budget=0", "data1.budget=0.5"))
+    assert command("mine.toml", "--seeds", "1").exit_code == 0
+    replaced = next(cell["key"] for cell in first["cells"] if cell["arm"] == "b")
+    assert Path(f"runs/ablations/cells/{replaced}.json").exists()
+
+
 def test_the_command_lists_studies_and_says_what_is_wrong(command):
     listed = command("--list")
     assert listed.exit_code == 0 and all(name in listed.output for name in study_names())

@@ -265,12 +265,12 @@ def test_attention_lands_on_the_right_patches(model, media, monkeypatch):
     embed = model.embed
     monkeypatch.setattr(model, "embed", lambda ids, visuals: seen.update(ids=ids[0]) or embed(ids, visuals))
 
-    def numbered(embeddings, attention):
+    def numbered(embeddings, on_attention):
         length = embeddings.shape[1]
         for layer in range(2):
             pattern = torch.zeros(1, 2, length, length)
             pattern[:, :, -1] = torch.arange(length) + 1000.0 * layer
-            attention.append(pattern)
+            on_attention(pattern)
 
     monkeypatch.setattr(model.language_model, "forward", numbered)
     for file, frames, cls in (("image.png", 1, 0), ("clip.mp4", 8, 1)):

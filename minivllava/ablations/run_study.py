@@ -7,7 +7,7 @@ from pathlib import Path
 from minivllava.ablations.parts import Parts
 from minivllava.ablations.questions import write_answers
 from minivllava.ablations.results import finished_cells, shared_cells, summarise, whole_seeds, write_results
-from minivllava.ablations.runner import Cell, grid, run_grid
+from minivllava.ablations.runner import Cell, grid, run_grid, write_cell
 from minivllava.ablations.settings import Settings
 from minivllava.ablations.study import Study
 
@@ -47,10 +47,13 @@ def prepare(study: Study, settings: Settings, seeds: int, parts: Parts, out: Pat
 
 
 def compute(run: StudyRun, parts: Parts, processes: int | None = None) -> dict[str, dict]:
-    """Every cell's result by its key; computes those that are not finished.
+    """Every cell's result by its key; computes those that are not finished. Cells of its results file that are of other
+    settings than today's go into the store: nothing that was computed is lost when that file is written anew.
 
     processes: how many share the work; by default 1, and one for each seed on a GPU.
     """
+    for key in run.before.keys() - {cell.key for cell in run.cells}:
+        write_cell(parts.store, run.before[key])
     if processes is None:
         processes = run.seeds if parts.device.type == "cuda" else 1
     return run_grid(run.cells, parts, processes, run.known)

@@ -20,7 +20,7 @@ def ablate(
     parts: Annotated[Path, typer.Option(help="The encoders and language model that arms start from.")] = STUDY_PARTS,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where results go; by default data/results, or runs/ablations for others than tiny."),
+        typer.Option(help="Where results go; by default data/results, runs/ablations for your own studies and sizes."),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the cells; by default 1, on a GPU one a seed.")
@@ -57,7 +57,7 @@ def ablate(
     rank, _ = stand_alone()
     studies = [load_study(name) for name in (study_names() if names == ["all"] else names)]
     settings = override(base_settings(preset), *change)
-    usual = preset == "tiny" and parts == STUDY_PARTS and not change
+    usual = preset == "tiny" and parts == STUDY_PARTS and not change and not any(study.file for study in studies)
     out = out or (RESULTS if usual else RUNS / "ablations" / "results" / preset)
     found = Parts(parts, RUNS / "ablations", device, progress=rank == 0)
     if dry_run:
@@ -86,6 +86,7 @@ def _print_known(run):
 
 
 def _print_results(results: dict):
+    from rich.markup import escape
     from rich.table import Table
 
     from minivllava.ablations.results import claim_text, difference, score
@@ -97,13 +98,13 @@ def _print_results(results: dict):
     for arm in results["arms"]:
         for label, row in {arm["label"]: arm["metrics"], **arm["baselines"]}.items():
             label = label if label == arm["label"] else f"  {label}"
-            scores.add_row(label, *(score(row[metric], values=False) for metric in results["metrics"]))
+            scores.add_row(escape(label), *(score(row[metric], values=False) for metric in results["metrics"]))
     claims = Table("claim", "on", "the paper", "here", "verdict")
     labels = {arm["name"]: arm["label"] for arm in results["arms"]}
     for claim in results["claims"]:
         paper = "-" if claim["points"] is None else f"{claim['points']:+.1f}"
         on = METRICS[claim["metric"]]
-        claims.add_row(claim_text(claim, labels), on, paper, difference(claim), claim["verdict"])
+        claims.add_row(escape(claim_text(claim, labels)), on, paper, difference(claim), claim["verdict"])
     console = _console()
     console.print(scores)
     if results["claims"]:
