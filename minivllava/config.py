@@ -347,6 +347,7 @@ class TrainingConfig:
     lora_dropout: float = 0.05
     recomputed_layers: int = 0  # of the decoder, from the first on: activation checkpointing
     recompute_elementwise: bool = False  # in its other layers, all but matrix products and attention
+    compiled: bool = False  # its layers run through torch.compile, which also recomputes what is elementwise
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "batch_size", "accumulation", "log_every", "checkpoint_every")

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from minivllava import flops
 from minivllava.ablations import STUDY_PARTS
 from minivllava.bench import gpu, shipped
+from minivllava.bench.kernels import family
 from minivllava.bench.peers import Inputs, Ours, Theirs, comparable, compare, peer_of
 from minivllava.bench.timing import H100, in_turns, ratios
 from minivllava.cli import app
@@ -88,7 +89,10 @@ def test_counted_flops_are_those_of_the_matrix_products(model):
 
 
 def test_gpu_cells_on_a_cpu_at_a_small_size():
-    result = gpu.run_gpu_bench(tiny_config(), "cpu", torch.float32, rounds=2, tokens=2, batches={1: 2, 2: 2})
+    saved = []
+    result = gpu.run_gpu_bench(tiny_config(), "cpu", torch.float32, rounds=2, tokens=2, batches={1: 2, 2: 2},
+                               save=lambda figures: saved.append(len(figures["rows"])))  # fmt: skip
+    assert saved == [2, 4, 5, 6], "what is there is kept, whatever comes"
     cells = [(row["cell"], row["batch"]) for row in result["rows"]]
     answers = [(cell, batch) for batch in gpu.ANSWERING_BATCHES for cell in ("prefill", "decode")]
     assert cells == [*answers, ("stage 1, step", 2), ("stage 2, step", 2)]
@@ -110,14 +114,25 @@ def test_as_many_layers_keep_their_activations_as_fit(monkeypatch, total, fewest
 
     runs = {"forward": lambda: 12 + 32 - recomputed()}
 
-    def step():
-        if max(16, runs["forward"]()) > total and recomputed() < 32:
+    def step(recipe):
+        with gpu.recomputing(decoder, recipe):
+            kept = 32 - recomputed()
+        if max(16, 12 + kept) > total and kept:
             raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(gpu, "_peak_memory", lambda run, device: run())
     monkeypatch.setattr(gpu, "_total_memory", lambda device: total)
     monkeypatch.setattr(gpu, "FILLED", 0.95)
-    assert gpu._fewest_recomputed(decoder, runs["forward"], step, torch.device("cuda")) == fewest
+    recipe = gpu.TrainingConfig(recompute_elementwise=True)
+    found = gpu._fewest_recomputed(decoder, recipe, runs["forward"], step, torch.device("cuda"))
+    assert found == replace(recipe, recomputed_layers=fewest)
+
+
+def test_kernels_are_told_apart_by_their_names():
+    names = {"nvjet_tst_128x256": "products", "void cudnn_generated_fort_native_sdpa_sm90_flash": "attention",
+             "Memcpy DtoD": "copies", "triton_poi_fused_mul_silu_0": "fused by torch.compile",
+             "multi_tensor_apply_kernel": "optimiser", "elementwise_kernel": "other"}  # fmt: skip
+    assert {name: family(name) for name in names} == names
 
 
 def test_without_a_gpu_it_says_so_and_counts(monkeypatch):

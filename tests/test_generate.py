@@ -13,6 +13,7 @@ import minivllava.models.decoding as decoding
 import minivllava.models.generate as generation
 import minivllava.models.kv_cache as kv_cache
 import minivllava.models.language as language
+import minivllava.training.recompute as recompute
 from minivllava.chat import Conversation, chat_batch
 from minivllava.data.dataset import load_records
 from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaError
@@ -116,8 +117,8 @@ def test_one_compiled_layer_serves_all(monkeypatch):
 
     steps, prompts_of = CompileCounter(), CompileCounter()
     compiled = {
-        True: torch.compile(DecoderLayer.forward, backend=steps, fullgraph=True),
-        False: torch.compile(DecoderLayer.forward, backend=prompts_of, fullgraph=True, dynamic=True),
+        True: torch.compile(language.run_on_token, backend=steps, fullgraph=True),
+        False: torch.compile(language.run_on_prompt, backend=prompts_of, fullgraph=True, dynamic=True),
     }
     monkeypatch.setattr(language, "compiled_layer", lambda one_token: compiled[one_token])
     model, prompts = language_model(layers=3), batch()
@@ -324,6 +325,33 @@ def test_recomputing_what_is_elementwise_keeps_products_and_gradients():
     assert least == same < mixed < most, "only layers that are recomputed as a whole repeat products"
     for gradients in (selective, both):
         torch.testing.assert_close(gradients, usual, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_compiled_layers_give_the_same_gradients(monkeypatch, frozen):
+    """Stage 1 leaves them frozen, stage 2 trains them; batches have any length, and any of them may be recomputed."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    whole = torch.compile(recompute.run_frozen if frozen else recompute.run_learning, backend=counter, dynamic=True)
+    monkeypatch.setattr(recompute, "compiled_layer", lambda learns: whole)
+    model = language_model(layers=3).train().requires_grad_(not frozen)
+
+    def gradients(x: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        x = x.clone().requires_grad_()
+        model.logits(model(x)).square().sum().backward()
+        return [x.grad] + [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    compiled = training(compiled=True, recompute_elementwise=True)
+    compilations = []
+    for length, recipe in ((9, compiled), (14, dataclasses.replace(compiled, recomputed_layers=1)), (23, compiled)):
+        x = torch.randn(2, length, 32)
+        usual = gradients(x)
+        with recomputing(model, recipe):
+            torch.testing.assert_close(gradients(x), usual, rtol=1e-5, atol=1e-6)
+        compilations.append(counter.frame_count)
+    assert compilations[-1] == compilations[-2], "another length needs no more"
 
 
 # conversations

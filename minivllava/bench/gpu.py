@@ -10,13 +10,17 @@ in the backward pass: of the peer those of all layers, since it knows all or non
 fit, and elementwise ones (`training/recompute.py`).
 """
 
+import gc
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
 import torch
 from torch import nn
 
+from minivllava.bench.kernels import kernels
 from minivllava.bench.peers import (
     LEARNED,
     OURS,
@@ -56,8 +60,10 @@ def run_gpu_bench(
     rounds: int = 5,
     tokens: int = 64,
     batches: dict[int, int] | None = None,
+    save: Callable[[dict], None] = lambda figures: None,
 ) -> dict:
-    """`rows` of all cells, and what they ran on. `batches`: conversations in a training step, by stage.
+    """`rows` of all cells, and what they ran on. `batches`: conversations in a training step, by stage. save: is given
+    all there is so far after each cell, since a later one may run out of memory or of time.
 
     Raises ConfigError without the device or for a model that has no peer, CheckpointError if stage 2 would not fit
     into the device's memory.
@@ -70,16 +76,18 @@ def run_gpu_bench(
     limits = machine_limits(torch.device(device), dtype)
     peak = limits["data sheet, operations/s"] or limits["product, operations/s"]
     peer = peer_of(model)
-    rows = []
-    for batch in ANSWERING_BATCHES:
-        rows += _answering(model, peer, batch, rounds, tokens, peak, limits["copy, bytes/s"])
-    for stage, batch in (batches or TRAINING_BATCH).items():
-        rows.append(_training(model, peer, stage, batch, rounds, peak))
-    return {
+    figures = {
         **environment(), "dtype": str(dtype).removeprefix("torch."), "weights": "random",
         "parameters": sum(p.numel() for p in model.parameters()),
-        "limits": limits, "floor": floor(config, peak, limits["copy, bytes/s"]), "rows": rows,
+        "limits": limits, "floor": floor(config, peak, limits["copy, bytes/s"]), "rows": [],
     }  # fmt: skip
+    for batch in ANSWERING_BATCHES:
+        figures["rows"] += _answering(model, peer, batch, rounds, tokens, peak, limits["copy, bytes/s"])
+        save(figures)
+    for stage, batch in (batches or TRAINING_BATCH).items():
+        figures["rows"].append(_training(model, peer, stage, batch, rounds, peak))
+        save(figures)
+    return figures
 
 
 def machine_limits(device: torch.device, dtype: torch.dtype) -> dict[str, float | None]:
@@ -143,6 +151,10 @@ def _answering(
     if on_gpu:
         contestants[f"{OURS}, compiled"] = (Ours(model, compiled=True), x)
     prefill, decode = answers(contestants, rounds, tokens)
+    if on_gpu:
+        mine = {name: contestant for name, (contestant, _) in contestants.items() if name != THEIRS}
+        prefill["kernels"] = {name: kernels(partial(c.answer, x, 1), x.ids.device) for name, c in mine.items()}
+        decode["kernels"] = {name: kernels(partial(c.answer, x, 1 + tokens), x.ids.device) for name, c in mine.items()}
     frames = model.config.video.frames
     flops = batch * prefill_flops(model.config, frames, WORDS)
     prefill["MFU"] = {name: flops / (ms / 1000) / peak for name, ms in prefill["ms"].items()}
@@ -167,17 +179,24 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     model.train()
     peer.train()
     recompute_all(peer)
-    runs = {name: partial(_step, contestant, x, optimizer) for name, contestant in (
-        (OURS, Ours(model)), (THEIRS, Theirs(peer)),
-    )}  # fmt: skip
-    recomputed = _fewest_recomputed(decoder, partial(Ours(model).loss, x), runs[OURS], x.ids.device)
-    with recomputing(decoder, _recomputation(recomputed)):
-        memory = {name: _peak_memory(run, x.ids.device) for name, run in runs.items()}
-        seconds = in_turns(runs, rounds, x.ids.device)
+    recipes = {OURS: TrainingConfig(recompute_elementwise=True)}
+    if x.ids.is_cuda:
+        recipes[f"{OURS}, compiled"] = TrainingConfig(compiled=True)
+    runs, forward = {}, partial(Ours(model).loss, x)
+    step = partial(_step, Ours(model), x, optimizer, decoder)
+    for name, recipe in recipes.items():
+        recipes[name] = _fewest_recomputed(decoder, recipe, forward, step, x.ids.device)
+        runs[name] = partial(step, recipes[name])
+    runs[THEIRS] = partial(_step, Theirs(peer), x, optimizer)
+    memory = {name: _peak_memory(run, x.ids.device) for name, run in runs.items()}
+    seconds = in_turns(runs, rounds, x.ids.device)
+    row = {"cell": f"stage {stage}, step", "batch": batch, **ratios(seconds)}
+    if x.ids.is_cuda:
+        row["kernels"] = {name: kernels(runs[name], x.ids.device) for name in recipes}
     model.eval()
     peer.eval()
-    row = {"cell": f"stage {stage}, step", "batch": batch, **ratios(seconds)}
-    row["recomputed layers"] = {OURS: recomputed, THEIRS: len(decoder.layers)}
+    row["recomputed layers"] = {name: recipe.recomputed_layers for name, recipe in recipes.items()}
+    row["recomputed layers"][THEIRS] = len(decoder.layers)
     flops = batch * training_flops(model.config, model.config.video.frames, WORDS, LEARNED, stage)
     row["tokens/s"] = {name: x.ids.numel() / median(times) for name, times in seconds.items()}
     row["MFU"] = {name: flops / median(times) / peak for name, times in seconds.items()}
@@ -185,43 +204,46 @@ def _training(model: VideoLLaVA, peer: nn.Module, stage: int, batch: int, rounds
     return row
 
 
-def _step(contestant: Ours | Theirs, x: Inputs, optimizer: torch.optim.Optimizer):
-    contestant.loss(x).backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def _step(contestant: Ours | Theirs, x: Inputs, optimizer, decoder=None, recipe: TrainingConfig | None = None):
+    """A whole step; of ours with what its recipe says of the decoder's layers."""
+    try:
+        with nullcontext() if recipe is None else recomputing(decoder, recipe):
+            contestant.loss(x).backward()
+        optimizer.step()
+    finally:  # also after a step that found no memory
+        optimizer.zero_grad(set_to_none=True)
 
 
-def _recomputation(layers: int) -> TrainingConfig:
-    """A recipe in which the first layers, this many, keep nothing, and the others their products."""
-    return TrainingConfig(recomputed_layers=layers, recompute_elementwise=True)
-
-
-def _fewest_recomputed(decoder: LanguageModel, forward: Callable, step: Callable, device: torch.device) -> int:
-    """How few layers may keep nothing: by what forward passes take with all of them and with some, since the peak of a
-    whole step may lie where gradients are, and then by trying. Where memory cannot be told, all."""
+def _fewest_recomputed(
+    decoder: LanguageModel, recipe: TrainingConfig, forward: Callable, step: Callable, device: torch.device
+) -> TrainingConfig:
+    """The recipe, with as few layers that keep nothing as fit: by what forward passes take with all of them and with
+    some, since the peak of a whole step may lie where gradients are, and then by trying. All where memory cannot be
+    told."""
     layers, some = len(decoder.layers), max(0, len(decoder.layers) - 4)
 
     def peak(recomputed: int) -> float | None:
-        with recomputing(decoder, _recomputation(recomputed)):
+        with recomputing(decoder, replace(recipe, recomputed_layers=recomputed)):
             return _peak_memory(forward, device)
 
-    with recomputing(decoder, _recomputation(layers)):
-        step()  # AdamW's moments are there from the first step on
+    every = replace(recipe, recomputed_layers=layers)
+    step(every)  # AdamW's moments are there from the first step on
     least = peak(layers)
     if least is None:
-        return layers
+        return every
     kept_layer = (peak(some) - least) / (layers - some)
     room = FILLED * _total_memory(device) - least
     kept = min(layers, int(room / kept_layer)) if kept_layer > 0 and room > 0 else 0
     for recomputed in range(layers - kept, layers):
+        tried = replace(recipe, recomputed_layers=recomputed)
         try:
-            with recomputing(decoder, _recomputation(recomputed)):
-                step()
-            return recomputed
+            step(tried)
+            return tried
         except torch.OutOfMemoryError:
-            for parameter in decoder.parameters():
-                parameter.grad = None
-    return layers
+            pass
+        gc.collect()  # the graph of the step that failed, which its exception held
+        torch.cuda.empty_cache()
+    return every
 
 
 def _total_memory(device: torch.device) -> float:

@@ -43,7 +43,7 @@ class Inputs:
         self.labels = self.ids.clone()
         self.labels[:, :-LEARNED] = IGNORE
         self.mask = torch.ones_like(self.ids)
-        self.lengths = self.mask.sum(1)
+        self.lengths = torch.full((batch,), self.ids.shape[1])  # on the CPU, which reads them
 
 
 class Ours:

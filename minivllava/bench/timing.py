@@ -22,6 +22,15 @@ def synchronise(device: torch.device):
         torch.cuda.synchronize(device)
 
 
+def seconds_of(run: Callable, device: torch.device) -> float:
+    """How long one call takes, until the device has done it."""
+    synchronise(device)
+    began = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
 def in_turns(runs: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each run, one after the other in each round, so that a busy machine is busy for all of them.
 
@@ -30,12 +39,9 @@ def in_turns(runs: dict[str, Callable], rounds: int, device: torch.device) -> di
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            synchronise(device)
-            began = time.perf_counter()
-            run()
-            synchronise(device)
+            took = seconds_of(run, device)
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(took)
     return seconds
 
 

@@ -31,7 +31,7 @@ def bench(
     without a GPU, the FLOPs and bytes that these cannot do without.
     """
     if gpu:
-        figures = _gpu_figures(preset, device, rounds, tokens)
+        figures = _gpu_figures(preset, device, rounds, tokens, out)
     else:
         from minivllava.bench import run_bench
 
@@ -47,7 +47,7 @@ def bench(
         write_json(out, figures, indent=1)
 
 
-def _gpu_figures(preset: str, device: str | None, rounds: int, tokens: int) -> dict:
+def _gpu_figures(preset: str, device: str | None, rounds: int, tokens: int, out: Path | None) -> dict:
     import torch
 
     from minivllava.bench.gpu import floor, run_gpu_bench
@@ -55,8 +55,13 @@ def _gpu_figures(preset: str, device: str | None, rounds: int, tokens: int) -> d
     from minivllava.presets import preset as preset_of
 
     config = preset_of(preset).model
+
+    def save(figures: dict):
+        if out is not None:
+            write_json(out, figures, indent=1)
+
     if device == "cpu":
-        return run_gpu_bench(config, device, torch.float32, rounds, tokens)
+        return run_gpu_bench(config, device, torch.float32, rounds, tokens, save=save)
     if device is None and not torch.cuda.is_available():
         needed = floor(config, *H100)
         print(
@@ -65,7 +70,7 @@ def _gpu_figures(preset: str, device: str | None, rounds: int, tokens: int) -> d
             "and how long an H100 takes for that by its data sheet (989 TFLOP/s, 3.35 TB/s):"
         )
         return {name: f"{value:.3g}" for name, value in needed.items()}
-    return run_gpu_bench(config, device or "cuda", rounds=rounds, tokens=tokens)
+    return run_gpu_bench(config, device or "cuda", rounds=rounds, tokens=tokens, save=save)
 
 
 def _lines(rows) -> list[str]:
@@ -81,4 +86,7 @@ def _lines(rows) -> list[str]:
                 value = row.get(measure, {}).get(name)
                 line += "" if value is None else f"   {measure} {value:.3g}"
             lines.append(line)
+            if taken := row.get("kernels", {}).get(name):
+                parts = ", ".join(f"{family} {ms:.1f}" for family, ms in taken["ms"].items())
+                lines.append(f"{'':<18} a call's kernels, ms: {parts}; the GPU is busy {taken['busy']:.0%} of the time")
     return lines

@@ -10,6 +10,7 @@ a CPU neither is worth its time at the sizes that a CPU can run.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +30,23 @@ class Recording:
         self.tokens, self.positions = torch.zeros_like(positions), positions.clone()
         device = positions.device
         with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
+            aside = _side_stream(device)
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):  # libraries set up what must not be set up while being recorded
                 step(self.tokens, self.positions)
             torch.cuda.current_stream().wait_stream(aside)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # others may use the GPU meanwhile
                 self.logits = step(self.tokens, self.positions)
 
     def replay(self):
         self.graph.replay()
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: each stream keeps a workspace of its own."""
+    return torch.cuda.Stream(device)
 
 
 class DecodingStep:
@@ -70,8 +77,8 @@ class DecodingStep:
         return logits
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        # A single row on a GPU: torch.compile makes a faster kernel of attention's formula than the fused one is. With
-        # several rows its kernel would copy the cache first.
+        # of a single row torch.compile reads the cache at the memory's speed from attention's formula; which is faster,
+        # this or the fused kernel, no GPU has told yet
         formula = self.compiled and positions.is_cuda and len(tokens) == 1
         with sdpa_kernel(SDPBackend.MATH) if formula else nullcontext():
             embedded = self.language_model.embed(tokens)

@@ -71,7 +71,7 @@ def generate(
 
     given = cache is not None
     if not given:
-        cache = new_or_kept(language_model, batch, max(length, end), like=prompts)
+        cache = new_or_kept(language_model, prompts, max(length, end))
     positions = None
     if cached_tokens:
         positions = (cached_tokens + torch.arange(length, device=prompts.device)).expand(batch, -1)

@@ -17,7 +17,9 @@ class LayerCache(NamedTuple):
 
     keys: Tensor  # (b, k, s, e), of the positions that attention reads
     values: Tensor
-    places: slice | Tensor  # where the new positions go: the same in all rows, or (b, k, s, e)
+    places: (
+        slice | tuple[Tensor, Tensor]
+    )  # where new positions go: the same in all rows, or rows (b, 1) and places (b, s)
     mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: nothing is masked by it
     causal: bool  # whether each new position sees itself and the earlier ones only; without it and without a mask, all
 
@@ -27,7 +29,8 @@ class LayerCache(NamedTuple):
             if isinstance(self.places, slice):
                 stored[:, :, self.places] = new
             else:
-                stored.scatter_(2, self.places, new)
+                rows, positions = self.places  # for `scatter_`, torch.compile would copy the whole cache and back
+                stored[rows, :, positions] = new.transpose(1, 2)
         return self.keys, self.values
 
 
@@ -56,15 +59,16 @@ class KVCache:
     def size(self) -> int:
         return self.keys.shape[3]
 
-    @property
-    def kind(self) -> tuple:
-        """Rows, positions, dtype and device."""
-        return self.keys.shape[1], self.size, self.keys.dtype, self.keys.device
+    def serves(self, batch: int, size: int, like: Tensor) -> bool:
+        """Whether it has these rows, at least this many positions, and the dtype and device of `like`."""
+        same = (self.keys.shape[1], self.keys.dtype, self.keys.device) == (batch, like.dtype, like.device)
+        return same and self.size >= size
 
-    def clear(self) -> "KVCache":
-        """Empties it, in place. What it held could otherwise spoil what follows, masked as it is: 0 * NaN is NaN."""
-        self.keys.zero_()
-        self.values.zero_()
+    def clear(self, filled: int = 0) -> "KVCache":
+        """Empties it, in place, but for the first `filled` positions, which are written before they are read. What it
+        held could otherwise spoil what follows, masked as it is: 0 * NaN is NaN."""
+        for stored in (self.keys, self.values):
+            stored[:, :, :, filled:].zero_()
         self.used = 0
         return self
 
@@ -90,7 +94,7 @@ class KVCache:
             if length == 1 and first == self.used - 1:  # the end of all rows
                 places = slice(first, first + 1)
             else:
-                places = positions[:, None, :, None].expand(-1, self.keys.shape[2], -1, self.keys.shape[4])
+                places = torch.arange(len(positions), device=positions.device)[:, None], positions
                 unseen = torch.arange(self.used, device=positions.device) > positions[:, None, :, None]
                 mask = self.keys.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
         layers = (stored[:, :, :, : self.used].unbind() for stored in (self.keys, self.values))
@@ -114,13 +118,15 @@ def room_for(positions: int) -> int:
     return math.ceil(positions / ROOM) * ROOM
 
 
-def new_or_kept(language_model: nn.Module, batch: int, positions: int, like: Tensor):
-    """An empty cache for this many rows and positions: the one that `keep` kept, if it has that size."""
+def new_or_kept(language_model: nn.Module, prompts: Tensor, positions: int):
+    """An empty cache for a batch of prompts (b, s, d) and their answers, of this many positions in all: the one that
+    `keep` kept, if it is large enough. The prompts are to be written first, from position 0 on."""
+    batch, length = prompts.shape[:2]
     size, kept = room_for(positions), _kept.pop(language_model, None)  # nobody else may get it meanwhile
-    if kept is not None and kept.kind == (batch, size, like.dtype, like.device):
-        return kept.clear()
+    if kept is not None and kept.serves(batch, size, prompts):
+        return kept.clear(filled=length)
     del kept  # its memory is free before another one is made
-    return language_model.new_cache(batch, size, like)
+    return language_model.new_cache(batch, size, prompts)
 
 
 def keep(language_model: nn.Module, cache):

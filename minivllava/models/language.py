@@ -102,14 +102,24 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def run_on_token(layer: DecoderLayer, *inputs) -> Tensor:
+    """A layer on one token of each row. torch.compile keeps what it makes, and counts it, by function: so steps of one
+    token and prompts of any length have a function each."""
+    return layer(*inputs)
+
+
+def run_on_prompt(layer: DecoderLayer, *inputs) -> Tensor:
+    """A layer on a prompt."""
+    return layer(*inputs)
+
+
 @functools.cache
 def compiled_layer(one_token: bool) -> Callable:
-    """`DecoderLayer.forward` through torch.compile, for steps of one token or for prompts of any length; all layers
-    share what is compiled."""
+    """A layer through torch.compile, for steps of one token or for prompts of any length; all layers share it."""
     if not one_token:
-        return torch.compile(DecoderLayer.forward, dynamic=True)
+        return torch.compile(run_on_prompt, dynamic=True)
     # the tuning pays for products with a single row, which then read their weights at the memory's full speed
-    return torch.compile(DecoderLayer.forward, options={"coordinate_descent_tuning": True})
+    return torch.compile(run_on_token, options={"coordinate_descent_tuning": True})
 
 
 class LanguageModel(nn.Module):

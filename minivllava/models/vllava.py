@@ -116,15 +116,16 @@ class VideoLLaVA(nn.Module):
         for token in (self.config.image_token, self.config.video_token):
             if token is not None:
                 places = places | (input_ids == token)
-        expected = int(places.sum())  # before the encoders: a GPU would have to finish them first
+        places = places.flatten().nonzero()[:, 0]  # before the encoders: a GPU would have to finish them first
         tokens = self.encode_visuals(visuals)
-        if expected != len(tokens):
+        if len(places) != len(tokens):
             raise DataError(
-                f"The text holds {expected} places for visual tokens and the visuals give {len(tokens)}: give each "
+                f"The text holds {len(places)} places for visual tokens and the visuals give {len(tokens)}: give each "
                 "placeholder its own image or clip."
             )
         embeddings = self.language_model.embed(input_ids.clamp(min=0))
-        return embeddings.masked_scatter(places[..., None], tokens.to(embeddings))
+        spliced = rearrange(embeddings, "b s d -> (b s) d").index_copy(0, places, tokens.to(embeddings))
+        return spliced.view_as(embeddings)
 
     # training and scoring
 

@@ -3,20 +3,21 @@
 recomputed_layers: the first layers, this many, keep their input alone. 7B then trains in the memory of its weights,
 gradients and optimiser, for a third more arithmetic. recompute_elementwise: the other layers keep the results of their
 matrix products and of attention, but no norms, rotations and activations: a third of the memory, for little of the time
-(selective recomputation, arXiv 2205.05198). Gradients stay the same.
+(selective recomputation, arXiv 2205.05198). compiled: torch.compile fuses elementwise operations into few kernels, and
+chooses by itself which of their results are kept. Gradients stay the same, up to rounding where kernels are fused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from minivllava.config import TrainingConfig
 from minivllava.errors import ConfigError
-from minivllava.models.language import LanguageModel
+from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 
 # what costs most of a layer's time, by the names that PyTorch dispatches; everything else is elementwise
@@ -35,11 +36,12 @@ def recomputing(language_model: LanguageModel | PretrainedLanguageModel, trainin
     """Inside, a language model recomputes its activations as the recipe asks. To be entered before training wraps it.
 
     Of a model of `transformers` all layers are computed again, or none. Raises ConfigError where
-    `recompute_elementwise` is asked of one.
+    `recompute_elementwise` or `compiled` is asked of one.
     """
     if isinstance(language_model, PretrainedLanguageModel):
-        if training.recompute_elementwise:
-            raise ConfigError("recompute_elementwise: only this package's own decoder can; use recomputed_layers.")
+        for name in ("recompute_elementwise", "compiled"):
+            if getattr(training, name):
+                raise ConfigError(f"{name}: only this package's own decoder can; use recomputed_layers.")
         recompute_all(language_model.model, training.recomputed_layers > 0)
         try:
             yield
@@ -49,18 +51,39 @@ def recomputing(language_model: LanguageModel | PretrainedLanguageModel, trainin
     keep_products = partial(create_selective_checkpoint_contexts, PRODUCTS)
     changed = []
     for number, layer in enumerate(language_model.layers):
+        run = layer.forward
+        if training.compiled:
+            learns = any(weight.requires_grad for weight in layer.parameters())
+            run = partial(compiled_layer(learns), layer)
         if number < training.recomputed_layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        elif training.recompute_elementwise:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=keep_products)
-        else:
-            break
-        changed.append(layer)  # training may put a wrapper in its place
+            run = partial(checkpoint, run, use_reentrant=False)
+        elif training.recompute_elementwise and not training.compiled:
+            run = partial(checkpoint, run, use_reentrant=False, context_fn=keep_products)
+        if run != layer.forward:
+            layer.forward = run
+            changed.append(layer)  # training may put a wrapper in its place
     try:
         yield
     finally:
         for layer in changed:
             del layer.forward  # its class has the usual one
+
+
+def run_learning(layer: DecoderLayer, *inputs) -> Tensor:
+    """A layer whose weights learn. torch 2.11 would reuse what it compiled for frozen weights, without their gradients:
+    so both cases have a function each."""
+    return DecoderLayer.forward(layer, *inputs)
+
+
+def run_frozen(layer: DecoderLayer, *inputs) -> Tensor:
+    """A layer whose weights are frozen, as in stage 1."""
+    return DecoderLayer.forward(layer, *inputs)
+
+
+@cache
+def compiled_layer(learns: bool) -> Callable:
+    """A layer through torch.compile, for batches of any length; all layers share it."""
+    return torch.compile(run_learning if learns else run_frozen, dynamic=True)
 
 
 def check_recomputation(language_model: nn.Module, training: TrainingConfig):
