@@ -78,6 +78,13 @@ def test_half_precision_takes_half_the_room(saved, tmp_path):
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
+def test_a_dtype_may_be_named(saved, tmp_path):
+    saved[1].save_pretrained(tmp_path / "half", dtype="float16")
+    assert {t.dtype for t in load_file(tmp_path / "half/model.safetensors").values()} == {torch.float16}
+    with pytest.raises(ConfigError, match="'int8'.*float16"):
+        saved[1].save_pretrained(tmp_path / "x", dtype="int8")
+
+
 def test_the_other_two_kinds(tmp_path):
     tokenizer, bound = tiny_tokenizer(), tiny_languagebind()
     save_model(bound, tmp_path / "languagebind", "languagebind", tokenizer=tokenizer)
@@ -462,23 +469,23 @@ def listing(folder):
 
 def test_an_interrupted_write_leaves_the_old_folder_whole(tmp_path):
     path = tmp_path / "model"
-    write_folder(path, lambda folder: (folder / "a").write_text("old"))
+    write_folder(path, lambda folder: (folder / "config.json").write_text("old"))
 
     def interrupted(folder):
-        (folder / "a").write_text("half")
+        (folder / "config.json").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_folder(path, interrupted)
-    assert (path / "a").read_text() == "old" and listing(tmp_path) == ["model"]
-    write_folder(path, lambda folder: (folder / "b").write_text("new"))
-    assert listing(path) == ["b"] and listing(tmp_path) == ["model"]
+    assert (path / "config.json").read_text() == "old" and listing(tmp_path) == ["model"]
+    write_folder(path, lambda folder: (folder / "model.safetensors").write_text("new"))
+    assert listing(path) == ["model.safetensors"] and listing(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_write_interrupted_while_renaming(tmp_path, monkeypatch, after):
     path = tmp_path / "model"
-    write_folder(path, lambda folder: (folder / "a").write_text("old"))
+    write_folder(path, lambda folder: (folder / "config.json").write_text("old"))
     replace, calls = storage.os.replace, []
 
     def interrupted(*arguments):
@@ -489,8 +496,8 @@ def test_a_write_interrupted_while_renaming(tmp_path, monkeypatch, after):
 
     monkeypatch.setattr(storage.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_folder(path, lambda folder: (folder / "a").write_text("new"))
-    assert (path / "a").read_text() == "old" and listing(tmp_path) == ["model"]
+        write_folder(path, lambda folder: (folder / "config.json").write_text("new"))
+    assert (path / "config.json").read_text() == "old" and listing(tmp_path) == ["model"]
 
 
 def test_a_folder_that_was_moved_aside_when_the_process_was_killed_is_put_back(tmp_path):
@@ -502,6 +509,34 @@ def test_a_folder_that_was_moved_aside_when_the_process_was_killed_is_put_back(t
     (tmp_path / ".model.89abcdef.old").mkdir()
     storage.recover_folder(tmp_path / "model")
     assert (tmp_path / "model/a").read_text() == "old"
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "photos/red.jpg", ".git/HEAD", "pytorch_model.bin"])
+def test_a_folder_with_other_files_is_left_alone(saved, copy, foreign):
+    (copy / foreign).parent.mkdir(exist_ok=True)
+    (copy / foreign).write_text("mine")
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError, match=f"{copy} holds {foreign.split('/')[0]}, .*name a new folder"):
+        saved[1].save_pretrained(copy)
+    assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+    assert listing(copy.parent) == ["copy"]
+
+
+def test_where_a_folder_may_be_written(saved, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match="the working folder"):
+        saved[1].save_pretrained(".")
+    Path("file").touch()
+    with pytest.raises(CheckpointError, match="file is a file"):
+        saved[1].save_pretrained("file")
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    saved[1].save_pretrained("link")  # where it points to, then
+    assert Path("link").is_symlink() and listing(Path("empty")) == listing(saved[0])
+    Path("dangling").symlink_to("new")
+    saved[1].save_pretrained("dangling")
+    assert listing(Path()) == ["dangling", "empty", "file", "link", "new"]
 
 
 def test_a_model_without_a_finished_folder_is_no_checkpoint(tmp_path):

@@ -51,7 +51,9 @@ FIRST_FIELDS = {
 # out
 
 
-def save_vllava(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = None, notes: dict | None = None):
+def save_vllava(
+    model: VideoLLaVA, path: str | Path, dtype: torch.dtype | str | None = None, notes: dict | None = None
+):  # fmt: skip
     """Writes a Video-LLaVA checkpoint folder. `notes` go into its config.json as they are."""
     save_model(model, path, "video-llava", dtype, notes)
 
@@ -60,12 +62,17 @@ def save_model(
     model: nn.Module,
     path: str | Path,
     kind: str,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     notes: dict | None = None,
     tokenizer: Tokenizer | None = None,
 ):
     """Writes any of the three kinds of model folder, all or nothing. If there are several processes, all must call it;
-    one of them writes."""
+    one of them writes.
+
+    dtype: of the stored weights; by default each keeps its own. A checkpoint that is there already is replaced. Raises
+    ConfigError for another dtype, CheckpointError for a rounded model, and for a folder that holds other files.
+    """
+    dtype = None if dtype is None else as_dtype(dtype)
     kind_of_weights = getattr(getattr(model, "language_model", model), "quantized", None)
     if kind_of_weights:
         raise CheckpointError(f"A model rounded to {kind_of_weights} cannot be saved: save it whole, round at load.")
