@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.original import Original
 from minivllava.cli import app
-from minivllava.config import CLIP_MEAN, CLIP_STD, VisionConfig
+from minivllava.config import CLIP_MEAN, CLIP_STD, RopeScaling, VisionConfig
 from minivllava.data.conversation import VISUAL
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import frame_indices
@@ -249,10 +250,15 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_read(monkeypatch)
             load_vllava(GOLDEN / "Video-LLaVA-tiny", device="foo", **options)
 
 
-def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path):
+SCALINGS = [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 16)]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path, scaling):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = tiny_vllava()
+    model.language_model = LanguageModel(replace(model.config.language, rope_scaling=scaling)).eval()
     save_model(model.language_model, tmp_path / "ours", "language", tokenizer=model.tokenizer)
     report = convert(tmp_path / "ours", tmp_path / "llama", "huggingface")
     assert (report.kind, report.lost) == ("language", [])
@@ -264,6 +270,11 @@ def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path):
         torch.testing.assert_close(again.logits(again(again.embed(ids))), expected, **CLOSE)
     words = AutoTokenizer.from_pretrained(tmp_path / "llama")("a red square").input_ids
     assert words == [model.tokenizer.bos, *model.tokenizer.encode("a red square")]
+    card = json.loads((tmp_path / "llama/tokenizer_config.json").read_text())
+    assert card["tokenizer_class"] == "PreTrainedTokenizerFast", "version 4 knows no other name for it"
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(card)
+    rope = json.loads((tmp_path / "llama/config.json").read_text())["rope_scaling"]
+    assert rope is scaling or rope["type"] == rope["rope_type"] == scaling.kind
 
 
 def test_what_the_port_is(port):

@@ -20,6 +20,7 @@ from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
+from minivllava.data.pretrained_tokenizer import save_backend
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, check_choice
 from minivllava.models.language import LanguageModel
@@ -171,7 +172,7 @@ def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict],
         for name, values in files.items():
             (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_backend(tokenizer, folder)
 
     write_folder(path, write)
 

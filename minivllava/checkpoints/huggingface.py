@@ -199,8 +199,8 @@ def language_card(config: LanguageConfig, vocabulary: int) -> dict:
         "intermediate_size": config.mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # where transformers 4 looks for it
-        "rope_scaling": None if scaling is None else rope,
+        "rope_theta": config.rope_theta,  # where transformers 4 looks for it, as for "type" until its version 4.42
+        "rope_scaling": None if scaling is None else {"type": scaling.kind} | rope,
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_embeddings,
     }
