@@ -269,6 +269,23 @@ def test_a_model_of_such_parts_is_saved_and_loaded_like_any_other(model, tmp_pat
     assert set(again.stop_tokens) == {2, 7}
 
 
+def test_a_head_that_is_not_the_embedding_it_is_said_to_be_tied_to(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_language_model(tmp_path / "GPT2", "GPT2")
+    stored = load_file(folder / "model.safetensors")
+    stored["lm_head.weight"] = stored["transformer.wte.weight"] * 2 + 1
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    language, tokenizer = load_language_model(folder)
+    assert not language.tied and not language.config.model["tie_word_embeddings"]
+    encoder = load_encoder(write_tower(tmp_path / "tower"), "image")
+    model = assemble(ModelConfig(template="chat"), encoder, encoder, language, tokenizer)
+    model.save_pretrained(tmp_path / "saved")
+    again = VideoLLaVA.from_pretrained(tmp_path / "saved")
+    ids = torch.tensor([[5, 9, 11]])
+    assert torch.equal(model(ids), again(ids))
+
+
 def test_clips_have_as_many_frames_as_the_config_says(model):
     parts = (model.image_encoder, model.video_encoder, model.language_model, model.tokenizer)
     config = replace(model.config, video=replace(model.config.video, frames=4))

@@ -76,6 +76,7 @@ def load_causal_lm(path: str | Path) -> tuple[PretrainedLanguageModel, Tokenizer
     folder = source.weights_folder()
     model = _read(AutoModelForCausalLM, folder)
     context = _context(model.config, folder)
+    _note_untied(model)
     stop = getattr(model.generation_config, "eos_token_id", None)
     rows, width = model.get_input_embeddings().weight.shape
     config = CausalLMConfig(
@@ -207,6 +208,19 @@ def _read(kind, folder: Path) -> nn.Module:
     if problems:
         raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems))}: copy it again.")
     return model
+
+
+def _note_untied(model: nn.Module):
+    """Writes into a model's config that its head is not the token embedding, if they were stored as different numbers.
+
+    `transformers` keeps such weights apart whatever the config says, and says nothing.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr():
+        for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
+        model.tie_weights()  # which notes that nothing is tied any more
 
 
 def _described_weights(kind, folder: Path) -> int:
