@@ -153,8 +153,8 @@ def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Repor
 def _refuse_losses(layout: str, lost: list[str], lossy: bool):
     if lost and not lossy:
         raise CheckpointError(
-            f"{layout} has no place for {'; nor for '.join(lost)}. Say --lossy (lossy=True) to convert all the same, or "
-            "keep the layout minivllava."
+            f"{layout} has no place for {'; nor for '.join(lost)}. Say --lossy (lossy=True) to convert all the same, "
+            "or keep the layout minivllava."
         )
 
 
