@@ -59,6 +59,11 @@ def language_config(kind: str, vocabulary: int = 320):
             "n_positions": 128,
             "bos_token_id": 1,
         }
+    if kind == "GPTJ":
+        sizes = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4}
+    if kind == "GPTNeo":
+        sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48}
+        sizes |= {"max_position_embeddings": 128, "attention_types": [[["global", "local"], 1]]}
     if kind == "Gemma3Text":
         sizes |= {"head_dim": 16, "sliding_window": 4, "num_hidden_layers": 6}
     if kind == "Mistral":

@@ -148,15 +148,45 @@ def test_what_is_missing_is_named(tmp_path):
         load_encoder(folder, "image")
 
 
-def test_what_is_misshapen_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "tensor, words",
+    [
+        (torch.ones(31), r"model.norm.weight is \(31,\), not \(32,\)"),
+        (torch.ones(32, dtype=torch.int64), "model.norm.weight is quantised"),
+        (torch.ones(32, dtype=torch.complex64), "model.norm.weight is quantised"),
+    ],
+)
+def test_what_is_misshapen_or_no_weight_is_named(tmp_path, tensor, words):
     from safetensors.torch import load_file, save_file
 
     folder = write_language_model(tmp_path, "Qwen2")
     weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] = torch.ones(31)
+    weights["model.norm.weight"] = tensor
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"model.norm.weight is \(31,\), not \(32,\)"):
+    with pytest.raises(CheckpointError, match=words):
         load_causal_lm(folder)
+
+
+@pytest.mark.parametrize(
+    "kind, attention",
+    [
+        ("GPT2", "transformer.h.1.attn"),
+        ("GPTJ", "transformer.h.1.attn"),
+        ("GPTNeo", "transformer.h.1.attn.attention"),
+        ("GPTNeoX", "gpt_neox.layers.1.attention"),
+    ],
+)
+def test_constants_that_old_checkpoints_hold_beside_the_weights(tmp_path, kind, attention):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_language_model(tmp_path, kind)
+    before = load_causal_lm(folder)[0]
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"{attention}.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)}
+    weights |= {f"{attention}.masked_bias": torch.tensor(-1e9)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    ids = torch.tensor([[5, 9, 11]])
+    assert torch.equal(before.model(ids).logits, load_causal_lm(folder)[0].model(ids).logits)
 
 
 def test_code_that_comes_with_a_model_is_never_run_and_never_asked_about(tmp_path, monkeypatch):

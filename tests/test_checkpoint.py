@@ -242,11 +242,11 @@ def test_weights_of_another_config(copy, saved):
     refused(copy, "unexpected language_model.layers.1")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_weights_are_not_taken_for_others(copy, dtype):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("name", ["language_model.layers.0.mlp.up.weight", "image_encoder.pre_norm.bias"])
+def test_quantised_weights_are_not_taken_for_others(copy, name, dtype):
     """Of the right shape, but their scales would be missing."""
     weights = load_tensors(copy / "model.safetensors")
-    name = "language_model.layers.0.mlp.up.weight"
     save_tensors(weights | {name: weights[name].to(dtype)}, copy / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"{name} is quantised"):
         load_vllava(copy)

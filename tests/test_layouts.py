@@ -312,6 +312,8 @@ def test_what_no_port_here_can_be(tmp_path, port):
             ("vision_feature_layer", [-2, -1], "vision_feature_layer"),
             ("projector_hidden_act", "relu", "relu"),
             ("multimodal_projector_bias", False, "biases"),
+            ("quantization_config", {"quant_method": "bitsandbytes"}, "full precision"),
+            ("text_config__quantization_config", {"quant_method": "gptq"}, "full precision"),
             ("text_config__model_type", "qwen2", "qwen2"),
             ("vision_config__model_type", "siglip_vision_model", "siglip"),
             ("vision_config__hidden_act", "swish", "swish"),
@@ -412,6 +414,7 @@ def test_what_no_llama_here_can_be(tmp_path):
             ("model_type", "qwen2", "'qwen2'"),
             ("attention_bias", True, "attention_bias"),
             ("mlp_bias", True, "mlp_bias"),
+            ("quantization_config", {"quant_method": "gptq"}, "full precision"),
             ("head_dim", 16, "head_dim"),
             ("rope_parameters", yarn, "yarn"),
             ("rope_parameters", LLAMA3 | {"factor": None}, "config.json"),
@@ -477,6 +480,11 @@ def test_lora_that_is_not_whole(tmp_path):
     del stored[f"{stem}lora_A.default.weight"], stored[f"{stem}lora_B.default.weight"]
     torch.save(stored, folder / "pytorch_model.bin")
     refused(load_languagebind, folder, "missing", "layers.1.self_attn.q_proj.lora_A", "q_proj.lora_B")
+    stem = stem.replace("layers.1", "layers.0")
+    torch.save(
+        stored | {f"{stem}lora_A.default.weight": torch.ones(2, 48, dtype=torch.int8)}, folder / "pytorch_model.bin"
+    )
+    refused(load_languagebind, folder, "layers.0.self_attn.q_proj.lora_A", "quantised")
     edited(shutil.copytree(GOLDEN / "LanguageBind_Depth", tmp_path / "rank"), vision_config__lora_r=4)
     refused(load_languagebind, tmp_path / "rank", "lora_A", "(2, 48)", "(4, 48)")
 

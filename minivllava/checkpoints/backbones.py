@@ -14,7 +14,7 @@ from minivllava.checkpoints.layouts import Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
 from minivllava.checkpoints.original import tower_config
 from minivllava.checkpoints.storage import read_card
-from minivllava.checkpoints.weights import Weights
+from minivllava.checkpoints.weights import CONSTANTS, Weights, not_floating, raise_problems
 from minivllava.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -185,9 +185,10 @@ def _read(kind, folder: Path) -> nn.Module:
     Raises CheckpointError that names what is missing or does not fit, and for a model that is too large for the memory,
     before any of it is loaded.
     """
-    stored = Weights(folder).entries
-    weights = sum(torch.Size(entry.shape).numel() for name, entry in stored.items() if not name.startswith(TEXT_PARTS))
-    described = _described_weights(kind, folder)
+    stored = [entry for name, entry in Weights(folder).entries.items() if not name.startswith(TEXT_PARTS)]
+    weights = sum(torch.Size(entry.shape).numel() for entry in stored)
+    described, whole = _described_weights(kind, folder)
+    raise_problems(not_floating(entry for entry in stored if entry.name not in whole), folder)
     if described > 1.5 * weights:  # names differ between versions of transformers, so all are compared at load
         raise CheckpointError(
             f"{folder} does not fit its config: config.json describes {described:,} weights and the files hold "
@@ -204,7 +205,8 @@ def _read(kind, folder: Path) -> nn.Module:
         ) from error
     problems = [f"missing {key}" for key in told["missing_keys"]]
     problems += [f"{key} is {tuple(is_)}, not {tuple(wanted)}" for key, is_, wanted in told["mismatched_keys"]]
-    problems += [f"unexpected {key}" for key in told["unexpected_keys"] if not key.startswith(TEXT_PARTS)]
+    unexpected = (key for key in told["unexpected_keys"] if not CONSTANTS.search(key))
+    problems += [f"unexpected {key}" for key in unexpected if not key.startswith(TEXT_PARTS)]
     if problems:
         raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems))}: copy it again.")
     return model
@@ -223,8 +225,8 @@ def _note_untied(model: nn.Module):
         model.tie_weights()  # which notes that nothing is tied any more
 
 
-def _described_weights(kind, folder: Path) -> int:
-    """How many weights a config.json asks for."""
+def _described_weights(kind, folder: Path) -> tuple[int, set[str]]:
+    """How many weights a config.json asks for, and the names of those tensors that are whole numbers."""
     config = _their_config(folder, vision=kind.__name__.endswith("VisionModel"))
     try:
         with torch.device("meta"):
@@ -234,7 +236,8 @@ def _described_weights(kind, folder: Path) -> int:
         raise CheckpointError(
             f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
-    return sum(p.numel() for p in model.parameters())
+    whole = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    return sum(p.numel() for p in model.parameters()), whole
 
 
 def _their_config(folder: Path, vision: bool = False):
@@ -248,7 +251,9 @@ def _their_config(folder: Path, vision: bool = False):
             f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
     if getattr(config, "quantization_config", None):
-        raise ConfigError("The weights are quantised: name the model in full precision, and quantise it at load.")
+        raise ConfigError(
+            f"The weights of {folder} are quantised: name the model in full precision, and quantise it at load."
+        )
     return getattr(config, "vision_config", config) if vision else config
 
 

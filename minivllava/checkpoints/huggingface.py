@@ -57,6 +57,7 @@ def language_config(card: dict, where: str | Path) -> LanguageConfig:
     rope = {**(card.get("rope_scaling") or {}), **(card.get("rope_parameters") or {})}
     heads, context = card["num_attention_heads"], card.get("max_sequence_length") or card["max_position_embeddings"]
     window = card.get("sliding_window")
+    _refuse_quantised(card, where)
     refuse_unless(isinstance(heads, int) and heads > 0, where, f"num_attention_heads {heads!r}: at least 1 is needed")
     refuse_unless(card["hidden_act"] == "silu", where, f"hidden_act {card['hidden_act']!r}: only silu is supported")
     for bias in ("attention_bias", "mlp_bias"):
@@ -92,6 +93,7 @@ def _rope_scaling(rope: dict, card: dict, where) -> RopeScaling | None:
 
 def model_config(card: dict, where: str | Path) -> ModelConfig:
     """The Video-LLaVA that the port's config.json describes: without temporal attention."""
+    _refuse_quantised(card, where)
     layer = card.get("vision_feature_layer", -2)
     layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
     refuse_unless(isinstance(layer, int), where, f"vision_feature_layer {layer}: only one layer is supported")
@@ -234,6 +236,13 @@ def token_id(tokenizer, text: str) -> int | None:
     """The id of a token, of our own tokenizer or of one that `transformers` reads."""
     lookup = getattr(tokenizer.backend, "token_to_id", None) or tokenizer.backend.convert_tokens_to_ids
     return lookup(text)
+
+
+def _refuse_quantised(card: dict, where: str | Path):
+    refuse_unless(
+        not card.get("quantization_config"), where,
+        "quantization_config is set: name the model in full precision, and quantise it at load",
+    )  # fmt: skip
 
 
 def section(card: dict, name: str, where: str | Path) -> dict:

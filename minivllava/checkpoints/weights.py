@@ -21,7 +21,7 @@ from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 
 # older versions of transformers stored these beside the weights; every model computes them itself
-CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids|\b(attn|attention)\.(masked_)?bias)$")
 SHOWN = 50  # of the tensors that do not fit; a wrong config can have hundreds
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -33,7 +33,7 @@ class Entry:
     file: Path
     name: str  # in the file
     shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None: integers, float8
+    dtype: torch.dtype | None  # None: integers, truth values, complex numbers, float8
 
 
 class Weights:
@@ -106,8 +106,7 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
 
     Raises CheckpointError that names every tensor that is missing, unexpected or misshapen.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = _tied(model)
+    expected, tied = model.state_dict(), _tied(model)
     for part in parts:
         _check(part, expected, tied)
     loaded: dict[str, Tensor] = {}
@@ -119,7 +118,8 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
             if name in part.lora:
                 down, up = (adapters[adapter].float() for adapter in part.lora[name])
                 tensor = tensor.float() + part.lora_scale * up @ down
-            loaded[name] = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+            kind = dtype if expected[name].is_floating_point() else expected[name].dtype
+            loaded[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
             del tensor
     for part in parts:
         _check_tied(part, loaded, tied)
@@ -222,8 +222,8 @@ def _is_old_pickle(file: Path) -> bool:
         return file.suffix == ".bin" and opened.read(2) != b"PK"
 
 
-def _check(part: Part, expected: dict[str, tuple], tied: dict[str, str]):
-    """Raises CheckpointError for tensors that are missing, unexpected or misshapen."""
+def _check(part: Part, expected: dict[str, Tensor], tied: dict[str, str]):
+    """Raises CheckpointError for tensors that are missing, unexpected, misshapen or no floating-point numbers."""
     stored = part.weights.entries
     adapters = {name for pair in part.lora.values() for name in pair}
     needed = {name for ours, name in part.names.items() if ours not in tied} | adapters
@@ -235,16 +235,24 @@ def _check(part: Part, expected: dict[str, tuple], tied: dict[str, str]):
         if name not in known and not name.startswith(part.elsewhere or ("\0",))
     ]
     for ours, name in part.names.items():
-        if name in stored and stored[name].shape != expected[ours]:
-            problems.append(f"{stored[name].name} is {stored[name].shape}, not {expected[ours]}")
-        if name in stored and stored[name].dtype is None and name.endswith(".weight"):
-            problems.append(f"{stored[name].name} is quantised, and full precision is needed")
+        if name in stored and stored[name].shape != expected[ours].shape:
+            problems.append(f"{stored[name].name} is {stored[name].shape}, not {tuple(expected[ours].shape)}")
+        if name in stored and expected[ours].is_floating_point():
+            problems += not_floating([stored[name]])
     for ours, (down, up) in part.lora.items():
         if down in stored and up in stored:
             rank = part.lora_rank
-            wanted = {down: (rank, expected[ours][1]), up: (expected[ours][0], rank)}
+            rows, columns = expected[ours].shape
+            wanted = {down: (rank, columns), up: (rows, rank)}
             problems += [f"{n} is {stored[n].shape}, not {s}" for n, s in wanted.items() if stored[n].shape != s]
+            problems += not_floating([stored[down], stored[up]])
     raise_problems(problems, part.weights.where)
+
+
+def not_floating(entries: Iterable[Entry]) -> list[str]:
+    """What is wrong with those stored tensors that are quantised, or were never weights, in words."""
+    found = (entry.name for entry in entries if entry.dtype is None)
+    return [f"{name} is quantised or holds no floating-point numbers, and these are needed" for name in found]
 
 
 def raise_problems(problems: Sequence[str], where: str | Path):
