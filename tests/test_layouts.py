@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign import fast_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import tiny_languagebind, tiny_vllava
+from tiny import tiny_config, tiny_languagebind, tiny_vllava
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
@@ -657,6 +658,17 @@ def test_a_model_made_here_for_the_port(tmp_path):
     ]  # fmt: skip
     assert tokenizer.pad_token == "<pad>" and tokenizer.eos_token_id == model.tokenizer.eos
     assert VideoLlavaImageProcessor.from_pretrained(tmp_path / "port").crop_size["height"] == 16
+
+
+def test_placeholders_that_a_tokenizer_has_already(tmp_path):
+    tokenizer = fast_tokenizer(["<unk>", "<s>", "</s>", "<pad>", "<image>"], "<s>", "</s>", pad_token="<pad>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "tokenizer")
+    model = VideoLLaVA(tiny_config(len(tokenizer)), tokenizer).eval()
+    save_port(model, tmp_path / "port", lossy=True)
+    again = load_vllava(tmp_path / "port")
+    assert (again.config.image_token, again.config.video_token) == (4, len(tokenizer))
+    assert again.tokenizer.pad == 3 and len(again.tokenizer) == again.config.language.vocab_size == len(tokenizer) + 1
 
 
 def test_what_the_port_cannot_be(tmp_path):
