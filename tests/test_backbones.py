@@ -21,6 +21,7 @@ from minivllava.checkpoints.backbones import (
     load_encoder,
     load_language_model,
     load_tower,
+    part_config,
 )
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.dataset import load_records
@@ -121,6 +122,27 @@ def test_a_config_that_asks_for_more_than_the_files_hold_is_refused_before_it_is
         sizes["intermediate_size"] = 2**17
         (folder / "config.json").write_text(json.dumps(card))
         with pytest.raises(CheckpointError, match="config.json describes [0-9,]+ weights and the files hold"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("rope_parameters", "linear"),
+        ("rope_scaling", [2.0]),
+        ("max_position_embeddings", "128"),
+        ("num_key_value_heads", 3),
+        ("num_key_value_heads", 0),
+        ("hidden_size", "32"),
+    ],
+)
+def test_a_llama_that_nobody_can_build_is_refused_by_the_name_of_its_folder(tmp_path, field, value):
+    folder = write_language_model(tmp_path / "model", "Llama")
+    card = json.loads((folder / "config.json").read_text())
+    card.pop("rope_parameters") if field == "rope_scaling" else None
+    (folder / "config.json").write_text(json.dumps(card | {field: value}))
+    for load in (load_language_model, lambda folder: part_config(folder, "language")):
+        with pytest.raises((CheckpointError, ConfigError), match=str(folder)):
             load(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.checkpoints.checkpoint import load_language, load_languagebind, need_tokenizer
+from minivllava.checkpoints.checkpoint import described, load_language, load_languagebind, need_tokenizer
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config
 from minivllava.checkpoints.layouts import Layout, layout_of
@@ -65,6 +65,8 @@ def _is_our_decoder(card: dict) -> bool:
         language_config(card, "")
     except CheckpointError:
         return False
+    except (ConfigError, KeyError, TypeError, ValueError):  # nobody's; said when it is read
+        return True
     return True
 
 
@@ -151,7 +153,7 @@ def part_config(folder: str | Path, kind: str):
             return tower_config(source)
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
     if _is_our_decoder(card):
-        return language_config(card, where)
+        return described(source, lambda: language_config(card, where))
     theirs = _their_config(source.folder)
     text = theirs.get_text_config()
     return CausalLMConfig(_card(theirs), text.vocab_size, _context(theirs, source.folder), text.hidden_size)
@@ -260,8 +262,10 @@ def _their_config(folder: Path, vision: bool = False):
 def _context(config, folder: Path) -> int:
     """How many positions a language model of `transformers` has. Raises ConfigError."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not context:
-        raise ConfigError(f"{folder / 'config.json'} does not say how long the context is (max_position_embeddings).")
+    if type(context) is not int or context < 1:
+        raise ConfigError(
+            f"{folder / 'config.json'} does not say how long the context is: max_position_embeddings is {context!r}."
+        )
     return context
 
 

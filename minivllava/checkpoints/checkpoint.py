@@ -118,10 +118,10 @@ def load_vllava(
     if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "video-llava", ModelConfig)
     elif layout == Layout("video-llava", "original"):
-        original = _described(source, lambda: Original(source, image_encoder, video_encoder))
+        original = described(source, lambda: Original(source, image_encoder, video_encoder))
         config, tokenizer, parts = original.config, _tokenizer(source), original.parts
     elif layout == Layout("video-llava", "transformers"):
-        config = _described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
+        config = described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
         tokenizer, parts = _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
     else:
         raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
@@ -157,7 +157,7 @@ def load_languagebind(
     if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "languagebind", LanguageBindConfig)
     elif layout == Layout("languagebind", "original"):
-        config, tokenizer = _described(source, lambda: languagebind_config(source)), _tokenizer(source)
+        config, tokenizer = described(source, lambda: languagebind_config(source)), _tokenizer(source)
 
         def parts(names):
             return languagebind_parts(source, names)
@@ -180,7 +180,7 @@ def load_language(
         config, tokenizer, parts = _ours(source, "language", LanguageConfig)
     elif layout == Layout("language", "transformers"):
         file = source.folder / "config.json"
-        config = _described(source, lambda: huggingface.language_config(source.card, file))
+        config = described(source, lambda: huggingface.language_config(source.card, file))
         tokenizer, parts = _tokenizer(source), _parts(source, huggingface.language_names)
     else:
         raise _unknown(source, "language", f"or one of transformers' {', '.join(LLAMAS)}")
@@ -230,7 +230,7 @@ def _ours(source: Source, kind: str, config_type: type):
     card, file = source.card, source.folder / "config.json"
     if card.get("format") != FORMAT or card.get("kind") != kind:
         raise _unknown(source, kind, "")
-    config = _described(source, lambda: _complete(config_type, card["config"]))
+    config = described(source, lambda: _complete(config_type, card["config"]))
     tokenizer = None if card.get("tokenizer") is False else Tokenizer.load(file.with_name("tokenizer.json"))
     return config, tokenizer, _parts(source, lambda names: {name: name for name in names})
 
@@ -257,7 +257,7 @@ def _parts(source: Source, names: Callable[[Iterable[str]], dict], spelling: Cal
     return lambda ours: [Part(Weights(source.weights_folder(), spelling), names(ours))]
 
 
-def _described(source: Source, read: Callable):
+def described(source: Source, read: Callable):
     """The config that a config.json describes. Raises CheckpointError that names the file."""
     try:
         return read()

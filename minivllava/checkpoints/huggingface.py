@@ -54,7 +54,7 @@ def vision_config(card: dict, where: str | Path, **more) -> VisionConfig:
 def language_config(card: dict, where: str | Path) -> LanguageConfig:
     """The decoder that a LLaMA config describes. Raises CheckpointError for what this one cannot be."""
     card = LLAMA_DEFAULTS | {name: value for name, value in card.items() if value is not None}
-    rope = {**(card.get("rope_scaling") or {}), **(card.get("rope_parameters") or {})}
+    rope = section(card, "rope_scaling", where) | section(card, "rope_parameters", where)
     heads, context = card["num_attention_heads"], card.get("max_sequence_length") or card["max_position_embeddings"]
     window = card.get("sliding_window")
     _refuse_quantised(card, where)
