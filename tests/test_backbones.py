@@ -1,6 +1,7 @@
 """Parts of `transformers` behind our interfaces: same numbers, same answers, saved and loaded like our own."""
 
 import json
+import math
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -170,6 +171,14 @@ def test_what_is_missing_is_named(tmp_path):
         load_encoder(folder, "image")
 
 
+@pytest.mark.parametrize("stop", [2.5, "2", ["</s>"], [2, None], True])
+def test_a_stop_token_that_is_no_number_is_refused(tmp_path, stop):
+    file = write_language_model(tmp_path, "Qwen2") / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": stop}))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: .*eos_token_id"):
+        load_causal_lm(tmp_path)
+
+
 @pytest.mark.parametrize(
     "tensor, words",
     [
@@ -280,6 +289,14 @@ def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
         json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]})
     )
     assert load_tower(tmp_path / "tower").config.mean == (0, 0, 0)
+    for card, mean in (({"image_mean": None, "image_std": None}, (0.5, 0.5, 0.5)), ({"image_mean": 0.25}, (0.25,) * 3)):
+        (tmp_path / "tower/preprocessor_config.json").write_text(json.dumps(card))
+        assert load_tower(tmp_path / "tower").config.mean == mean
+    wrong = [{"image_mean": value} for value in ([0.5], [0.5] * 4, "x", ["a", "b", "c"], [True] * 3, {})]
+    for card in (*wrong, {"image_std": [0, 1, 1]}, {"image_std": -1}, {"image_std": [math.inf] * 3}):
+        (tmp_path / "tower/preprocessor_config.json").write_text(json.dumps(card))
+        with pytest.raises(CheckpointError, match=f"preprocessor_config.json: {next(iter(card))} .* needed"):
+            load_tower(tmp_path / "tower")
     (tmp_path / "tower/preprocessor_config.json").write_text('{"image_mean": [')
     with pytest.raises(CheckpointError, match="preprocessor_config.json is no JSON"):
         load_tower(tmp_path / "tower")

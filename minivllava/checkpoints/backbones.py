@@ -1,6 +1,7 @@
 """Published parts: vision towers and language models from a folder or the hub, and a Video-LLaVA made of them."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from minivllava.checkpoints.checkpoint import described, load_language, load_languagebind, need_tokenizer
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.huggingface import language_config
+from minivllava.checkpoints.huggingface import language_config, refuse_unless
 from minivllava.checkpoints.layouts import Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
 from minivllava.checkpoints.original import tower_config
@@ -80,10 +81,13 @@ def load_causal_lm(path: str | Path) -> tuple[PretrainedLanguageModel, Tokenizer
     context = _context(model.config, folder)
     _note_untied(model)
     stop = getattr(model.generation_config, "eos_token_id", None)
+    stop = stop if isinstance(stop, list) else [] if stop is None else [stop]
+    wrong = f"its generation_config.json or config.json has eos_token_id {stop}, and whole numbers are needed"
+    refuse_unless(all(type(token) is int for token in stop), folder, wrong)
     rows, width = model.get_input_embeddings().weight.shape
     config = CausalLMConfig(
         model=_card(model.config), vocab_size=rows, context=context, width=width,
-        stop=tuple([stop] if isinstance(stop, int) else stop or ()),
+        stop=tuple(stop),
     )  # fmt: skip
     language = PretrainedLanguageModel(config, model).eval()
     check_interface(language)
@@ -127,9 +131,21 @@ def load_tower(path: str | Path) -> VisionTower:
     file = folder / "preprocessor_config.json"
     if file.is_file():
         card = read_card(file, "copy it again")
-        mean, std = tuple(card.get("image_mean", mean)), tuple(card.get("image_std", std))
+        mean, std = _colours(card, "image_mean", mean, file), _colours(card, "image_std", std, file)
+        refuse_unless(min(std) > 0, file, f"image_std {card.get('image_std')!r}: numbers above 0 are needed")
     config = VisionTowerConfig(tower=_card(model.config), mean=mean, std=std)
     return VisionTower(config, model).eval()
+
+
+def _colours(card: dict, name: str, usual: tuple[float, ...], file: Path) -> tuple[float, ...]:
+    """Three numbers for red, green and blue; one number stands for all three, and none for the usual ones."""
+    found = card.get(name)
+    if found is None:
+        return usual
+    values = tuple(found) if isinstance(found, list) else (found,) * 3
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    refuse_unless(numbers and len(values) == 3, file, f"{name} {found!r}: three numbers are needed")
+    return values
 
 
 def part_config(folder: str | Path, kind: str):
