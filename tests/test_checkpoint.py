@@ -169,7 +169,7 @@ def test_weights_that_are_something_else(copy):
     refused(copy, "model.safetensors")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "\udcff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "\udcff", "[" * 100_000, '{"a":' * 100_000])
 def test_config_that_cannot_be_read(copy, text):
     (copy / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(copy, "config.json")
@@ -266,8 +266,11 @@ def test_a_tokenizer_of_another_vocabulary(copy, saved):
 def test_an_alias_of_nothing(copy):
     save_file({"a": torch.zeros(2)}, copy / "model.safetensors", metadata={"aliases": '{"b": "c"}'})
     refused(copy, "model.safetensors")
-    save_file({"a": torch.zeros(2)}, copy / "model.safetensors", metadata={"aliases": "{"})
-    refused(copy, "model.safetensors")
+    for aliases in ("{", "[1]", "[" * 100_000, '{"x": ["a"]}', '{"x": 1}'):
+        save_file({"a": torch.zeros(2)}, copy / "model.safetensors", metadata={"aliases": aliases})
+        refused(copy, "model.safetensors", "copy it again")
+        with pytest.raises(CheckpointError, match="copy it again"):
+            load_tensors(copy / "model.safetensors")
 
 
 # weights in several files, and in PyTorch's own
@@ -325,8 +328,8 @@ def test_shards_that_are_not_whole(request, kind):
     card = json.loads(index.read_text())
     index.unlink()
     refused(path, last.name, "missing", "-00001-of-")
-    maps = ({"a": "../../passwords"}, {}, {"a": 3}, "text")
-    for text in ("{", "[]", *(json.dumps({"weight_map": names}) for names in maps)):
+    maps = ({"a": "../../passwords"}, {}, {"a": 3}, "text", {"a": ""}, {"a": ".."}, [last.name])
+    for text in ("{", "[]", "[" * 100_000, *(json.dumps({"weight_map": names}) for names in maps)):
         index.write_text(text)
         refused(path, index.name)
     first = sorted(set(card["weight_map"].values()))[0]
@@ -370,8 +373,9 @@ def test_a_pickle_that_executes_code(saved, pickled, tmp_path, old):
     refused(pickled, file.name, "execute code")
     file.write_bytes(pickle.dumps({"x": Dangerous(target)}))
     refused(pickled, file.name, "execute code")
-    torch.save({"epoch": 3, "state_dict": {}}, file)
-    refused(pickled, file.name, "more than named tensors")
+    for stored in ({"epoch": 3, "state_dict": {}}, {1: torch.ones(2)}, {("a", "b"): torch.ones(2)}, [torch.ones(2)]):
+        torch.save(stored, file)
+        refused(pickled, file.name, "more than named tensors")
     assert not target.exists()
 
 

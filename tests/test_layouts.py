@@ -488,6 +488,9 @@ def test_lora_that_is_not_whole(tmp_path):
     refused(load_languagebind, folder, "layers.0.self_attn.q_proj.lora_A", "quantised")
     edited(shutil.copytree(GOLDEN / "LanguageBind_Depth", tmp_path / "rank"), vision_config__lora_r=4)
     refused(load_languagebind, tmp_path / "rank", "lora_A", "(2, 48)", "(4, 48)")
+    for field, value in (("lora_alpha", "16"), ("lora_r", "2"), ("lora_r", -1)):
+        folder = shutil.copytree(GOLDEN / "LanguageBind_Depth", tmp_path / f"{field} {value}")
+        refused(load_languagebind, edited(folder, **{f"vision_config__{field}": value}), "config.json", field)
 
 
 def test_token_masking_of_the_depth_encoder(tmp_path):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minivllava.checkpoints.weights import raise_problems
+from minivllava.checkpoints.weights import raise_problems, read_aliases
 from minivllava.errors import CheckpointError
 
 SHARD_BYTES = 5_000_000_000
@@ -84,7 +84,7 @@ def read_card(file: Path, fix: str) -> dict:
     """The JSON object in a file. Raises CheckpointError if there is none; its message ends with `fix`."""
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is no JSON that can be read ({error}): {fix}.") from error
     if not isinstance(card, dict):
         raise CheckpointError(f"{file} holds no JSON object: {fix}.")
@@ -175,9 +175,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            aliases = read_aliases(file.metadata())
         return tensors | {name: tensors[twin] for name, twin in aliases.items()}
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): copy it again.") from error
 
 

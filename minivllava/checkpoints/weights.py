@@ -159,9 +159,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not names or not all(Path(name).name == name for name in names):
+        if not names or not all(name and Path(name).name == name for name in names):
             raise ValueError("weight_map names no files, or some elsewhere")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of files in its folder: copy it again.") from error
     return [_present(index.with_name(name), f"{index.name} names it") for name in sorted(names)]
 
@@ -182,14 +182,25 @@ def _entries(file: Path, aliases: dict[str, str]) -> list[Entry]:
         ]
     try:
         with safe_open(file, framework="pt") as opened:
-            aliases |= json.loads((opened.metadata() or {}).get("aliases", "{}"))
+            aliases |= read_aliases(opened.metadata())
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             return [
                 Entry(file, name, tuple(s.get_shape()), SAFETENSORS_DTYPES.get(s.get_dtype()))
                 for name, s in slices.items()
             ]
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): copy it again.") from error
+
+
+def read_aliases(metadata: dict[str, str] | None) -> dict[str, str]:
+    """The names that a safetensors file of ours stores under another name. Raises ValueError."""
+    try:
+        aliases = json.loads((metadata or {}).get("aliases", "{}"))
+    except RecursionError as error:
+        raise ValueError("aliases too deep") from error
+    if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
+        raise ValueError("its aliases are no names")
+    return aliases
 
 
 def _open(file: Path) -> Callable[[str], Tensor]:
@@ -211,7 +222,8 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} is truncated or no PyTorch file ({short_reason(error, 120)}): copy it again."
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} holds more than named tensors: name a folder of model weights alone.")
     return tensors
 
