@@ -161,6 +161,13 @@ def test_truncated_weights(copy, size):
     refused(copy, "model.safetensors", "copy it again")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_pointers_of_git_lfs(copy, name):
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4733760\n")
+    refused(copy, name, "git lfs pull")
+
+
 def test_weights_that_are_something_else(copy):
     (copy / "model.safetensors").write_text("<html>Not found</html>" * 50)
     refused(copy, "model.safetensors", "copy it again")

@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from minivllava.models.pretrained import PretrainedLanguageModel
 
 # older versions of transformers stored these beside the weights; every model computes them itself
 CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids|\b(attn|attention)\.(masked_)?bias)$")
+LFS_POINTER = b"version https://git-lfs"  # how such a file begins
 SHOWN = 50  # of the tensors that do not fit; a wrong config can have hundreds
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -174,6 +176,12 @@ def _present(file: Path, because: str) -> Path:
 
 def _entries(file: Path, aliases: dict[str, str]) -> list[Entry]:
     """What a file holds; adds the names that it stores under another name to `aliases`."""
+    with suppress(OSError), open(file, "rb") as opened:  # one that cannot be opened is named where it is read
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(
+                f"{file} is no file of weights but what Git LFS keeps in its place: run git lfs pull where it was "
+                "cloned, and copy it again."
+            )
     if file.suffix == ".bin":
         tensors = _load_bin(file)
         return [
