@@ -314,6 +314,11 @@ def test_shards(saved, sharded, pickled):
         assert same_weights(load_vllava(path), saved[1])
 
 
+def test_a_shard_of_more_than_there_can_be(copy):
+    (copy / "model.safetensors").rename(copy / "model-00001-of-99999999999.safetensors")
+    refused(copy, "model-00002-of-99999999999.safetensors is missing")
+
+
 def test_an_old_pickle(saved, pickled):
     for file in pickled.glob("pytorch_model*"):
         file.unlink()

@@ -150,7 +150,9 @@ def weight_files(folder: Path) -> list[Path]:
         shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
         if shards:
             total = int(re.search(r"-of-(\d+)", shards[0].name)[1])
-            names = [f"{stem}-{number + 1:05d}-of-{total:05d}{suffix}" for number in range(total)]
+            names = (
+                f"{stem}-{number + 1:05d}-of-{total:05d}{suffix}" for number in range(total)
+            )  # up to a missing one
             return [_present(folder / name, f"{shards[0].name} is there") for name in names]
     raise CheckpointError(
         f"{folder} is not whole: model.safetensors or pytorch_model.bin (or shards and their index) is missing; "
