@@ -18,6 +18,7 @@ from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 from minivllava import VideoLLaVA
 from minivllava.checkpoints import huggingface, storage
 from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
+from minivllava.checkpoints.convert import convert
 from minivllava.checkpoints.storage import load_tensors, save_shards, save_tensors, write_folder
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.language import LanguageModel
@@ -464,6 +465,26 @@ def test_numbers_that_weights_can_have(copy):
     for dtype in ("int8", "bf16", torch.int64):
         with pytest.raises(ConfigError, match="bfloat16"):
             load_vllava(copy, dtype=dtype)
+
+
+def test_numbers_that_a_dtype_has_no_room_for(tmp_path):
+    model = tiny_vllava()
+    name = "language_model.layers.0.mlp.up.weight"
+    model.state_dict()[name][3, 4] = -1e5
+    model.save_pretrained(tmp_path / "model")
+    number = load_vllava(tmp_path / "model", dtype="bfloat16").state_dict()[name][3, 4].item()
+    assert number == pytest.approx(-1e5, rel=0.01)
+    for cast in (
+        lambda: load_vllava(tmp_path / "model", dtype="float16"),
+        lambda: model.save_pretrained(tmp_path / "x", dtype="float16"),
+        lambda: convert(tmp_path / "model", tmp_path / "x", dtype="float16"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{name} has numbers up to 1e\\+05, too large for float16"):
+            cast()
+        assert listing(tmp_path) == ["model"]
+    model.state_dict()[name][3, 4] = -torch.inf  # as it was stored
+    model.save_pretrained(tmp_path / "model")
+    assert load_vllava(tmp_path / "model", dtype="float16").state_dict()[name][3, 4] == -torch.inf
 
 
 def test_a_model_without_a_tokenizer(saved, tmp_path):

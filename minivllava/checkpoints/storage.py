@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minivllava.checkpoints.weights import raise_problems, read_aliases
+from minivllava.checkpoints.weights import raise_problems, read_aliases, refuse_overflow
 from minivllava.errors import CheckpointError
 
 SHARD_BYTES = 5_000_000_000
@@ -158,7 +158,8 @@ def _save_file(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(dtype)
+            whole, tensor = tensor, tensor.to(dtype)
+            refuse_overflow(name, whole, tensor)
         storage = tensor.untyped_storage()
         if storage.nbytes() != tensor.nbytes or storage.data_ptr() in places:  # safetensors wants memory of its own
             tensor = tensor.clone()

@@ -5,6 +5,7 @@ and cast at once, so that the peak of memory is the model in its final dtype and
 """
 
 import json
+import math
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,6 +123,7 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
                 tensor = tensor.float() + part.lora_scale * up @ down
             kind = dtype if expected[name].is_floating_point() else expected[name].dtype
             loaded[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
+            refuse_overflow(stored, tensor, loaded[name])
             del tensor
     for part in parts:
         _check_tied(part, loaded, tied)
@@ -269,6 +271,24 @@ def _check(part: Part, expected: dict[str, Tensor], tied: dict[str, str]):
             problems += [f"{n} is {stored[n].shape}, not {s}" for n, s in wanted.items() if stored[n].shape != s]
             problems += not_floating([stored[down], stored[up]])
     raise_problems(problems, part.weights.where)
+
+
+def refuse_overflow(name: str, tensor: Tensor, cast: Tensor):
+    """Raises CheckpointError if numbers became infinite that were not, in a dtype with a smaller range."""
+    smaller = cast.is_floating_point() and torch.finfo(cast.dtype).max < torch.finfo(tensor.dtype).max
+    if not smaller or not cast.numel() or _largest(cast) < math.inf:
+        return
+    largest = _largest(tensor)
+    if largest < math.inf:
+        raise CheckpointError(
+            f"{name} has numbers up to {largest:.3g}, too large for {str(cast.dtype).removeprefix('torch.')}: use "
+            "bfloat16 or float32."
+        )
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest size of a tensor's numbers, found without a copy of them."""
+    return max(abs(end.item()) for end in tensor.aminmax())
 
 
 def not_floating(entries: Iterable[Entry]) -> list[str]:
