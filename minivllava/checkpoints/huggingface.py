@@ -190,6 +190,8 @@ def language_card(config: LanguageConfig, vocabulary: int) -> dict:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_context,
         }
+    # until its version 4.42, which knew no llama3, transformers took "type" and "factor" and no other field
+    older = {"factor": rope["factor"]} if rope["rope_type"] == "linear" else rope
     return {
         "model_type": "llama",
         "vocab_size": vocabulary,
@@ -201,8 +203,8 @@ def language_card(config: LanguageConfig, vocabulary: int) -> dict:
         "intermediate_size": config.mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # where transformers 4 looks for it, as for "type" until its version 4.42
-        "rope_scaling": None if scaling is None else {"type": scaling.kind} | rope,
+        "rope_theta": config.rope_theta,  # where transformers 4 looks for it, and for rope_scaling
+        "rope_scaling": None if scaling is None else {"type": scaling.kind} | older,
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_embeddings,
     }
