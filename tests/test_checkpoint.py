@@ -557,6 +557,11 @@ def test_a_folder_with_other_files_is_left_alone(saved, copy, foreign):
         saved[1].save_pretrained(copy)
     assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
     assert listing(copy.parent) == ["copy"]
+    (copy / foreign).rename(copy / ".DS_Store")
+    for folder in (path for path in copy.iterdir() if path.is_dir()):
+        folder.rmdir()
+    saved[1].save_pretrained(copy)
+    assert listing(copy) == listing(saved[0])
 
 
 def test_where_a_folder_may_be_written(saved, tmp_path, monkeypatch):
