@@ -31,6 +31,11 @@ def _check_range(config, low: float, high: float, *names: str):
             raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number {kind}.")
 
 
+def _check_stop(stop):
+    if not isinstance(stop, tuple) or not all(type(token) is int for token in stop):
+        raise ConfigError(f"stop is {stop!r}: use a list of token ids.")
+
+
 def _check_heads(width: int, heads: int):
     if width % heads:
         raise ConfigError(f"width {width} is not a multiple of heads {heads}.")
@@ -199,8 +204,10 @@ class LanguageConfig:
     rope_theta: float = 10_000.0
     tie_embeddings: bool = False
     rope_scaling: RopeScaling | None = None
+    stop: tuple[int, ...] = ()  # ids that end an answer, beside the tokenizer's end of sequence
 
     def __post_init__(self):
+        _check_stop(self.stop)
         sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
         _check_range(self, 1, math.inf, *sizes, "rope_theta")
         _check_range(self, 0, math.inf, "norm_eps")
@@ -222,6 +229,7 @@ class CausalLMConfig:
     stop: tuple[int, ...] = ()  # ids that end an answer, beside the tokenizer's end of sequence
 
     def __post_init__(self):
+        _check_stop(self.stop)
         if "model_type" not in self.model:
             raise ConfigError("The language model's config lacks model_type.")
 

@@ -82,7 +82,7 @@ def test_a_llama_becomes_our_decoder_and_others_stay_what_they_are(tmp_path):
     ours, tokenizer = load_language_model(write_language_model(tmp_path / "llama", "Llama"))
     theirs, _ = load_causal_lm(tmp_path / "llama")
     ids = torch.randint(3, 320, (1, 7))
-    assert isinstance(ours, LanguageModel) and len(tokenizer) <= 320
+    assert isinstance(ours, LanguageModel) and len(tokenizer) <= 320 and ours.config.stop == (2, 7)
     assert torch.allclose(ours.logits(ours(ours.embed(ids))), theirs.logits(theirs(theirs.embed(ids))), atol=1e-4)
     other, _ = load_language_model(write_language_model(tmp_path / "qwen", "Qwen2"))
     assert isinstance(other, PretrainedLanguageModel) and other.config.stop == (2, 7)

@@ -280,6 +280,19 @@ def test_what_the_port_is(port):
         load_vllava(port[1], image_encoder=GOLDEN / "LanguageBind_Image")
 
 
+def test_answers_end_where_generation_config_says(tmp_path, port):
+    folder = shutil.copytree(port[1], tmp_path / "x")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 50]}')
+    model = load_vllava(folder)
+    assert model.config.language.stop == (2, 50)
+    save_port(model, tmp_path / "again", lossy=True)
+    assert load_vllava(tmp_path / "again").config == model.config
+    model.save_pretrained(tmp_path / "own")
+    assert load_vllava(tmp_path / "own").config == model.config
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    refused(load_vllava, folder, "generation_config.json", "eos_token_id", "token ids are needed")
+
+
 def test_fields_that_the_hub_leaves_out(tmp_path, port):
     """The port's config.json on the hub says little: the rest is what `transformers` takes for granted."""
     folder = shutil.copytree(port[1], tmp_path / "x")

@@ -52,17 +52,17 @@ def load_language_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
     Raises CheckpointError for what cannot be read, ConfigError for a model that does not fit the interface.
     """
     source = Source.find(path)
-    if layout_of(source.card).writer == "minivllava" or _is_our_decoder(source.card):
+    if layout_of(source.card).writer == "minivllava" or _is_our_decoder(source.card, source.folder / "config.json"):
         language, tokenizer = load_language(path)
         return language, need_tokenizer(tokenizer, source.folder)
     return load_causal_lm(path)
 
 
-def _is_our_decoder(card: dict) -> bool:
+def _is_our_decoder(card: dict, where: Path) -> bool:
     if layout_of(card) != Layout("language", "transformers"):
         return False
     try:
-        language_config(card, "")
+        language_config(card, where)
     except CheckpointError:
         return False
     return True
@@ -149,7 +149,7 @@ def part_config(folder: str | Path, kind: str):
         if layout.kind == "languagebind":
             return tower_config(source)
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
-    if _is_our_decoder(card):
+    if _is_our_decoder(card, where):
         return language_config(card, where)
     theirs = _their_config(source.folder)
     text = theirs.get_text_config()

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from minivllava.checkpoints.names import LLAMA, VISION, names_under
+from minivllava.checkpoints.storage import read_card
 from minivllava.config import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig, RopeScaling, VisionConfig
 from minivllava.errors import CheckpointError
 from minivllava.models.layers import ACTIVATIONS
@@ -72,7 +73,18 @@ def language_config(card: dict, where: str | Path) -> LanguageConfig:
         kv_heads=card.get("num_key_value_heads", heads), mlp_width=card["intermediate_size"],
         norm_eps=card["rms_norm_eps"], rope_theta=float(rope.get("rope_theta", card["rope_theta"])),
         tie_embeddings=card["tie_word_embeddings"], rope_scaling=_rope_scaling(rope, card, where),
+        stop=_stop(card, where),
     )  # fmt: skip
+
+
+def _stop(card: dict, where: str | Path) -> tuple[int, ...]:
+    """Ids that end an answer for `transformers`: those of generation_config.json, else config.json."""
+    file = Path(where).with_name("generation_config.json")
+    ends = (read_card(file, "copy it again") if file.is_file() else card).get("eos_token_id")
+    ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    fits = all(type(token) is int for token in ends)
+    refuse_unless(fits, file if file.is_file() else where, f"eos_token_id {ends}: token ids are needed")
+    return ends
 
 
 def _rope_scaling(rope: dict, card: dict, where) -> RopeScaling | None:

@@ -146,7 +146,7 @@ class VideoLLaVA(nn.Module):
     def stop_tokens(self) -> tuple[int, ...]:
         """Ids that end an answer: the tokenizer's end of sequence, the language model's own, the template's."""
         own = [end_of_turn(self.tokenizer)] if self.config.template == "chat" else []
-        return tuple({self.tokenizer.eos, *getattr(self.config.language, "stop", ()), *own})
+        return tuple({self.tokenizer.eos, *self.config.language.stop, *own})
 
     # use and storage; the code lives in chat.py and checkpoint.py
 
