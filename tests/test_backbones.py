@@ -21,6 +21,7 @@ from minivllava.checkpoints.backbones import (
     load_encoder,
     load_language_model,
     load_tower,
+    part_config,
 )
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.dataset import load_records
@@ -96,6 +97,31 @@ def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
     LlamaForCausalLM(config).save_pretrained(folder)
     language, _ = load_language_model(folder)
     assert isinstance(language, PretrainedLanguageModel)
+
+
+@pytest.mark.parametrize(
+    "kind, told",
+    [
+        ("GPTNeo", "'gpt_neo' has layers that see only the last tokens"),
+        ("FalconH1", "'falcon_h1' cannot be used here: 'full_attention'"),
+        ("Gemma4Text", "'gemma4_text' cannot read visual tokens in torch.float32"),
+    ],
+)
+def test_models_that_would_answer_wrongly_or_not_at_all_are_refused(tmp_path, kind, told):
+    with pytest.raises(ConfigError, match=told):
+        load_language_model(write_language_model(tmp_path, kind))
+
+
+def test_a_dtype_that_a_language_model_cannot_have(tmp_path):
+    foreign_vllava(tmp_path, "XGLM").save_pretrained(tmp_path / "saved")
+    VideoLLaVA.from_pretrained(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="'xglm' cannot read visual tokens in torch.bfloat16"):
+        VideoLLaVA.from_pretrained(tmp_path / "saved", dtype="bfloat16")
+
+
+def test_the_context_is_that_in_which_longrope_is_the_same_for_all_rows(tmp_path):
+    language, _ = load_language_model(write_language_model(tmp_path, "Phi3"))
+    assert language.config.context == part_config(tmp_path, "language").context == 32
 
 
 @pytest.mark.parametrize("kind", ("language", "tower"))

@@ -239,11 +239,15 @@ def _their_config(folder: Path, vision: bool = False):
 
 
 def _context(config, folder: Path) -> int:
-    """How many positions a language model of `transformers` has. Raises ConfigError."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """How many positions a language model of `transformers` has; with "longrope", as many as it was first trained on:
+    beyond them the frequencies of a row depend on the longest row of its batch. Raises ConfigError."""
+    text = config.get_text_config()
+    context, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
     if not context:
         raise ConfigError(f"{folder / 'config.json'} does not say how long the context is (max_position_embeddings).")
-    return context
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some have one for each kind of layer
+    first = [r["original_max_position_embeddings"] for r in ropes if r.get("rope_type") == "longrope"]
+    return min(context, *first) if first else context
 
 
 def _card(config) -> dict:
