@@ -26,14 +26,23 @@ def _check_range(config, low: float, high: float, *names: str):
     for name in names:
         value, whole = getattr(config, name), config.__dataclass_fields__[name].type is int
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
-            kind = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-            raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number {kind}.")
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            least = f" of at least {low:g}" if math.isfinite(low) else ""
+            kind = f" from {low:g} to {high:g}" if math.isfinite(high) else least
+            raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number{kind}.")
 
 
 def _check_stop(stop):
     if not isinstance(stop, tuple) or not all(type(token) is int for token in stop):
         raise ConfigError(f"stop is {stop!r}: use a list of token ids.")
+
+
+def _check_switches(config):
+    """Fields that are on or off."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type is bool and type(value) is not bool:
+            raise ConfigError(f"{field.name} is {value!r}: use true or false.")
 
 
 def _check_heads(width: int, heads: int):
@@ -82,6 +91,7 @@ class VisionConfig:
         _check_range(self, 1, math.inf, *sizes)
         _check_range(self, 0, math.inf, "norm_eps")
         _check_range(self, 0, 0.99, "patch_dropout", "masked")
+        _check_switches(self)
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
@@ -137,6 +147,7 @@ class VisionTowerConfig:
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "frames")
+        _check_switches(self)
         missing = {"model_type", "image_size", "patch_size", "hidden_size", "num_attention_heads"} - set(self.tower)
         if missing:
             raise ConfigError(f"The tower's config lacks {', '.join(sorted(missing))}.")
@@ -208,6 +219,7 @@ class LanguageConfig:
 
     def __post_init__(self):
         _check_stop(self.stop)
+        _check_switches(self)
         sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
         _check_range(self, 1, math.inf, *sizes, "rope_theta")
         _check_range(self, 0, math.inf, "norm_eps")
@@ -261,6 +273,7 @@ class ModelConfig:
     def __post_init__(self):
         _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
         _check_range(self, -math.inf, math.inf, "select_layer")
+        _check_switches(self)
         check_choice("projector", self.projector, PROJECTORS)
         check_choice("template", self.template, TEMPLATES)
         check_choice("stage1_template", self.stage1_template, TEMPLATES)
@@ -272,6 +285,12 @@ class ModelConfig:
             raise ConfigError("image.temporal is on: an image has one frame, so only video.temporal can be.")
         if self.video.masked:
             raise ConfigError("video.masked: only the image encoder of the ablation runs masked; set it to 0.")
+        for name in ("image_token", "video_token"):
+            token, vocabulary = getattr(self, name), self.language.vocab_size
+            if token is not None and (type(token) is not int or not 0 <= token < vocabulary):
+                raise ConfigError(f"{name} is {token!r}: use an id of the vocabulary, from 0 to {vocabulary - 1}.")
+        if self.image_token is not None and self.image_token == self.video_token:
+            raise ConfigError(f"image_token and video_token are both {self.image_token}: give each its own.")
         for name, layers in (("image", self.image.layers), ("video", self.video.layers)):
             if not -1 - layers <= self.select_layer <= layers:
                 raise ConfigError(
@@ -320,6 +339,8 @@ class WorldConfig:
     depth: bool = False  # a depth map beside each image
 
     def __post_init__(self):
+        _check_range(self, -math.inf, math.inf, *(field.name for field in fields(self) if field.type is not bool))
+        _check_switches(self)
         if self.size < 16 or self.size % 2:
             raise ConfigError(f"The world's size is {self.size} pixels: use an even number of at least 16.")
         if self.frames < 5:
@@ -362,6 +383,7 @@ class TrainingConfig:
         _check_range(self, 0, math.inf, "steps", "learning_rate", "projector_learning_rate", "weight_decay")
         _check_range(self, 0, math.inf, "clip_norm", "lora_rank", "lora_alpha", "recomputed_layers")
         _check_range(self, 0, 1, "warmup", "lora_dropout")
+        _check_switches(self)
         check_choice("precision", self.precision, ("no", "bf16", "fp16"))
 
 

@@ -319,6 +319,17 @@ def test_what_no_port_here_can_be(tmp_path, port):
             ("vision_config__image_size", [28, 14], "square"),
             ("vision_config__num_attention_heads", 5, "heads"),
             ("vision_config__hidden_size", "24", "config.json"),
+            ("vision_config__patch_size", [14, 7], "square patches"),
+            ("vision_config__layer_norm_eps", "1e-5", "norm_eps"),
+            ("vision_feature_layer", True, "select_layer"),
+            ("text_config__rms_norm_eps", float("nan"), "norm_eps"),
+            ("text_config__rope_parameters", {"rope_type": "default", "rope_theta": "1e4"}, "rope_theta"),
+            ("text_config__rope_parameters", {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}, "factor"),
+            ("text_config__max_position_embeddings", 2.5, "context"),
+            ("tie_word_embeddings", "false", "tie_embeddings"),
+            ("image_token_index", -5, "image_token"),
+            ("image_token_index", 99999, "image_token"),
+            ("image_token_index", VIDEO, "both 101"),
         ]
     ):
         folder = shutil.copytree(port[1], tmp_path / str(number))
