@@ -385,6 +385,8 @@ class TrainingConfig:
         _check_range(self, 0, 1, "warmup", "lora_dropout")
         _check_switches(self)
         check_choice("precision", self.precision, ("no", "bf16", "fp16"))
+        if self.projector_learning_rate and not self.learning_rate:
+            raise ConfigError("projector_learning_rate counts as a share of learning_rate, which is 0: use more.")
 
 
 @dataclass(frozen=True)

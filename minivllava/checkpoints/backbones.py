@@ -12,7 +12,7 @@ from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config
 from minivllava.checkpoints.layouts import Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
-from minivllava.checkpoints.original import tower_config
+from minivllava.checkpoints.original import modality, tower_config
 from minivllava.checkpoints.storage import read_card
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import (
@@ -147,6 +147,9 @@ def part_config(folder: str | Path, kind: str):
         )
     if kind != "language":
         if layout.kind == "languagebind":
+            seen = modality(card)
+            if seen != kind:
+                raise ConfigError(f"{folder} holds an encoder for {seen}, and none for {kind}.")
             return tower_config(source)
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
     if _is_our_decoder(card, where):
@@ -156,18 +159,23 @@ def part_config(folder: str | Path, kind: str):
     return CausalLMConfig(_card(theirs), text.vocab_size, _context(theirs, source.folder), text.hidden_size)
 
 
+def with_frames(video: VisionConfig | VisionTowerConfig, frames: int) -> VisionConfig | VisionTowerConfig:
+    """The config of a video encoder for clips of `frames` frames. Raises ConfigError if its temporal embedding has
+    another length."""
+    if video.temporal and video.frames != frames:
+        raise ConfigError(
+            f"model.video.frames is {frames}, and the video encoder attends over {video.frames}: set the same."
+        )
+    return replace(video, frames=frames)
+
+
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
     """A Video-LLaVA of these encoders and this language model; its projector is new (seed 0).
 
     Sizes are the parts' own; the rest, such as the frames of a clip, is the config's. Raises ConfigError when the parts
     do not fit each other, or a temporal embedding is not as long as the config's clips.
     """
-    frames = config.video.frames
-    if video.config.temporal and video.config.frames != frames:
-        raise ConfigError(
-            f"model.video.frames is {frames}, and the video encoder attends over {video.config.frames}: set the same."
-        )
-    video.config = replace(video.config, frames=frames)
+    video.config = with_frames(video.config, config.video.frames)
     config = replace(config, image=image.config, video=video.config, language=language.config)
     with torch.device("meta"):
         model = VideoLLaVA(config, tokenizer)
