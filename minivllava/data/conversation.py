@@ -90,6 +90,12 @@ def encode_conversation(
     when the result is longer than `context`. `where` names the record in messages.
     """
     check_turns(turns, where)
+    visual = sum(visual_tokens)
+    if context is not None and visual > context:  # before as many ids are made
+        raise ContextLengthError(
+            f"{where} takes {visual} visual tokens, and the language model's context holds {context}: use fewer frames "
+            "or images."
+        )
     counts = list(visual_tokens)
     begins = tokenizer.bos is not None and not template.own  # a chat template writes its own beginning
     ids, labels = ([tokenizer.bos], [IGNORE]) if begins else ([], [])
@@ -108,7 +114,7 @@ def encode_conversation(
         )
     if context is not None and len(ids) > context:
         raise ContextLengthError(
-            f"{where} takes {len(ids)} tokens, {sum(visual_tokens)} of them visual, and the language model's "
+            f"{where} takes {len(ids)} tokens, {visual} of them visual, and the language model's "
             f"context holds {context}: use fewer frames, images or turns."
         )
     return ids, labels
