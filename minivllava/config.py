@@ -307,6 +307,12 @@ class ModelConfig:
             if keep and not getattr(tower, "has_cls", True):
                 raise ConfigError(f"keep_cls_{name}: the {name} encoder has no CLS token to keep; set it to false.")
 
+    @property
+    def ids_of_placeholders(self) -> dict[str, int]:
+        """Ids of the placeholders that are tokens, as in the port."""
+        named = {"<image>": self.image_token, "<video>": self.video_token}
+        return {text: token for text, token in named.items() if token is not None}
+
     def visual_tokens(self, kind: str, frames: int = 1) -> int:
         """Tokens that one image, or one clip of `frames` frames, takes in the language model's context."""
         if self.projector == "resampler":
