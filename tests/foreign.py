@@ -59,6 +59,8 @@ def language_config(kind: str, vocabulary: int = 320):
             "n_positions": 128,
             "bos_token_id": 1,
         }
+    if kind == "CTRL":
+        sizes = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "dff": 48}
     if kind == "Gemma3Text":
         sizes |= {"head_dim": 16, "sliding_window": 4, "num_hidden_layers": 6}
     if kind == "Phi3":

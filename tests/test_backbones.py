@@ -34,6 +34,7 @@ from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, to_dict
 from minivllava.training.lora import lora, lora_recipe
+from minivllava.training.recompute import check_recomputation
 from minivllava.training.stages import stage2
 
 KINDS = ["Qwen2", "GPT2", "Llama", "Mistral", "Gemma3Text"]
@@ -319,6 +320,13 @@ def recomputed_layers(language_model) -> int:
         newer = hasattr(model, "is_activation_checkpointing")
         return 2 * (model.is_activation_checkpointing if newer else model.is_gradient_checkpointing)
     return sum("forward" in vars(layer) for layer in language_model.layers)
+
+
+def test_a_language_model_that_cannot_recompute_says_so(tmp_path):
+    model = foreign_vllava(tmp_path, "CTRL").language_model
+    check_recomputation(model, training())
+    with pytest.raises(ConfigError, match="recomputed_layers: .* 'ctrl': set it to 0"):
+        check_recomputation(model, training(recomputed_layers=1))
 
 
 @pytest.mark.parametrize("kind", ["ours", "Qwen2", "GPT2"])
