@@ -345,7 +345,9 @@ def test_images_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):
 def test_a_run_from_before_a_field_was_there_continues(tmp_path):
     told = to_dict(training())
     before = {key: value for key, value in told.items() if not key.startswith("lora")}
-    Run(tmp_path / "run", {"training": before}).write_log("stage1", [])
-    Run(tmp_path / "run", {"training": told})
+    model = to_dict(ModelConfig())
+    early = model | {"language": {key: value for key, value in model["language"].items() if key != "stop"}}
+    Run(tmp_path / "run", {"training": before, "model": early}).write_log("stage1", [])
+    Run(tmp_path / "run", {"training": told, "model": model})
     with pytest.raises(CheckpointError, match="another training"):
         Run(tmp_path / "run", {"training": to_dict(training(lora_rank=2))})
