@@ -138,6 +138,8 @@ def main():
         errors = Golden(sys.argv[1]).errors()
     except (OSError, ValueError, SafetensorError, MinivllavaError) as error:
         sys.exit(f"{sys.argv[1]}: {error}")
+    except (LookupError, TypeError) as error:
+        sys.exit(f"{sys.argv[1]}: it is not laid out as the golden figures are ({type(error).__name__}: {error})")
     for name, error in errors.items():
         print(f"{name:<24} {error:.1e}{'' if error <= TOLERANCE else '  TOO LARGE, OR COMPARED WITH NOTHING'}")
     wrong = [name for name, error in errors.items() if not error <= TOLERANCE]

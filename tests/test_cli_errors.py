@@ -116,6 +116,14 @@ def test_too_long_for_the_context(refused, model):
     refused(["good.mp4", "context", "128", "fewer frames"], "ask", model, "good.mp4", "What moves?", "--frames", 32)
 
 
+def test_what_no_file_system_or_dtype_holds(refused, model):
+    refused(["is no checkpoint folder"], "ask", "m" * 300, "What?")
+    refused(["is no name of a run"], "train", "--preset", "sample", "--name", "n" * 300)
+    refused(["There is no dtype", "float64"], "ask", model, "What?", "--dtype", "float64")
+    Path("file").touch()
+    refused(["file", "cannot be made", "--out"], "port", model, "--out", "file/inside")
+
+
 def test_what_is_odd_but_good_is_answered(run, model):
     """Odd sizes, a one-frame clip, a text-only question, a very long one that is no file: no errors."""
     rng = np.random.default_rng(0)
@@ -126,6 +134,8 @@ def test_what_is_odd_but_good_is_answered(run, model):
         code, out, err = run("ask", model, *files, "What?", "--max-new-tokens", 3, "--json")
         assert (code, err) == (0, []), err
         assert json.loads(out)["files"] == files
+    code, _, err = run("ask", model, "good.png", "Wh\udcffat?", "--temperature", 1e-40, "--max-new-tokens", 3)
+    assert (code, err) == (0, []), "bytes that are no UTF-8; a temperature below what float32 holds"
     code, out, err = run("ask", model, "good.png", "good.mp4", "First <video>, then <image>?", "--max-new-tokens", 3)
     assert (code, err) == (0, []) and out.endswith("\n")
 

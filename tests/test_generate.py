@@ -354,6 +354,27 @@ def test_compiled_layers_give_the_same_gradients(monkeypatch, frozen):
     assert compilations[-1] == compilations[-2], "another length needs no more"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_compiled_layers_train_on_a_gpu_first_frozen_then_not():
+    """As stage 1 and stage 2 in one process: what was compiled for frozen weights would leave gradients out."""
+    model = language_model(layers=3).cuda().train()
+    for learns in (False, True):
+        model.requires_grad_(learns)
+        for length in (9, 14):
+            x = torch.randn(2, length, 32, device="cuda", requires_grad=True)
+            found = []
+            for recipe in (training(), training(compiled=True), training(compiled=True, recomputed_layers=2)):
+                model.zero_grad()
+                x.grad = None
+                with recomputing(model, recipe):
+                    model.logits(model(x)).square().sum().backward()
+                found.append([x.grad.clone()] + [p.grad.clone() for p in model.parameters() if p.grad is not None])
+            assert len(found[0]) == (len(list(model.parameters())) if learns else 1), "all but the token embedding"
+            for gradients in found[1:]:
+                torch.testing.assert_close(gradients, found[0], rtol=1e-3, atol=1e-3)
+
+
 # conversations
 
 

@@ -25,8 +25,9 @@ from transformers import (
 
 from minivllava import VideoLLaVA
 from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
-from minivllava.checkpoints.convert import convert, save_port
+from minivllava.checkpoints.convert import convert, losses, save_port
 from minivllava.checkpoints.hub import Source
+from minivllava.checkpoints.huggingface import model_config
 from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.original import Original
 from minivllava.cli import app
@@ -407,6 +408,15 @@ def test_mistral_up_to_its_window(tmp_path):
     torch.testing.assert_close(loaded.logits(loaded(loaded.embed(ids))), model(ids).logits, **CLOSE)
 
 
+def test_a_mistral_beyond_its_window_is_no_llama(tmp_path):
+    for window in (24, None):
+        sizes = llama(num_key_value_heads=2).to_diff_dict()
+        MistralForCausalLM(MistralConfig(**sizes, sliding_window=window)).save_pretrained(tmp_path / f"{window}")
+    assert not convert(tmp_path / "None", tmp_path / "whole", "huggingface").lost
+    refused(lambda folder: convert(folder, tmp_path / "x", "huggingface"), tmp_path / "24", "sliding window", "--lossy")
+    assert "sliding window" in convert(tmp_path / "24", tmp_path / "x", "huggingface", lossy=True).lost[0]
+
+
 def test_what_no_llama_here_can_be(tmp_path):
     LlamaForCausalLM(llama()).save_pretrained(tmp_path / "llama")
     yarn = {"rope_type": "yarn", "factor": 2.0}
@@ -660,6 +670,14 @@ def test_what_the_port_cannot_be(tmp_path):
     with pytest.raises(CheckpointError, match="22 tensors.*without CLS"):
         save_port(tiny_vllava(), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_the_port_leaves_to_its_reader():
+    """Its config.json says neither which frames of a clip are taken nor how a prompt is written."""
+    plain = model_config({"model_type": "video_llava"}, "config.json")
+    assert losses(plain) == []
+    assert "'v1'" in losses(replace(plain, template="v1"))[0]
+    assert "'linspace'" in losses(replace(plain, frame_sampling="linspace"))[0]
 
 
 def test_what_cannot_be_converted_is_said_before_its_weights_are_read(tmp_path):

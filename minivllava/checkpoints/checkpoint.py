@@ -197,7 +197,7 @@ def _build(model_type, config, source: Source, parts: Callable, device, dtype, *
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A dtype by its name, e.g. "bfloat16". Raises ConfigError."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"There is no dtype {dtype!r} for weights; choose float32, bfloat16 or float16.")
     return found
 

@@ -6,7 +6,7 @@ attention, clips without CLS, other projectors. Such a model is written only whe
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -69,8 +69,12 @@ def convert(
     else:
         model, tokenizer = (load_languagebind if kind == "languagebind" else load_language)(source, dtype=numbers)
     try:
+        if layout == "huggingface" and kind == "language":
+            lost = _window(found.card)
+            _refuse_losses("LlamaForCausalLM", lost, lossy)
+            return replace(save_llama(model, out, tokenizer), lost=lost)
         if layout == "huggingface":
-            return save_llama(model, out, tokenizer) if kind == "language" else save_port(model, out, lossy=lossy)
+            return save_port(model, out, lossy=lossy)
         save_model(model, out, kind, tokenizer=tokenizer, notes={"converted_from": str(source)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} cannot be written ({error}): name another folder, or make room.") from error
@@ -106,6 +110,10 @@ def losses(config: ModelConfig) -> list[str]:
         lost.append("images resized without antialiasing (it antialiases)")
     if config.clip_resize != "bicubic":
         lost.append("clips resized by bilinear interpolation (its is bicubic and antialiased)")
+    if config.frame_sampling != "arange":
+        lost.append(f"the frames that {config.frame_sampling!r} takes of a clip (its example takes those of 'arange')")
+    if config.template != "short":
+        lost.append(f"the prompts of the template {config.template!r} (it is read as 'short')")
     if not config.keep_cls_video:
         lost.append(
             "clips without CLS (it gives the language model one token a frame more than this model has learned)"
@@ -122,11 +130,7 @@ def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Repor
     Raises CheckpointError when something would be lost, unless `lossy`.
     """
     config, lost = model.config, losses(model.config)
-    if lost and not lossy:
-        raise CheckpointError(
-            f"The port to transformers has no place for {'; nor for '.join(lost)}. Say --lossy (lossy=True) to convert "
-            "all the same, or keep the layout minivllava."
-        )
+    _refuse_losses("The port to transformers", lost, lossy)
     tokens = _placeholders(config, model.tokenizer)
     language = config.language
     vocabulary = max(language.vocab_size, *(number + 1 for number in tokens.values()))
@@ -144,6 +148,21 @@ def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Repor
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     _write(path, renamed, files, model.tokenizer and port_tokenizer(model.tokenizer, tokens))
     return Report("video-llava", len(tensors), lost)
+
+
+def _refuse_losses(layout: str, lost: list[str], lossy: bool):
+    if lost and not lossy:
+        raise CheckpointError(
+            f"{layout} has no place for {'; nor for '.join(lost)}. Say --lossy (lossy=True) to convert all the same, or "
+            "keep the layout minivllava."
+        )
+
+
+def _window(card: dict) -> list[str]:
+    """What is lost of a language model whose tokens see a window of the last ones: all that is longer, in words."""
+    window, context = card.get("sliding_window"), card.get("max_position_embeddings") or 0
+    longer = layout_of(card).writer == "transformers" and window and window < context
+    return [f"a sliding window (texts of {window} to {context} tokens)"] if longer else []
 
 
 def save_llama(model: LanguageModel, path: str | Path, tokenizer: Tokenizer | None = None) -> Report:

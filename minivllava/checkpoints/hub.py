@@ -1,5 +1,6 @@
 """Where a checkpoint is: in a folder, or on the Hugging Face hub."""
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +26,11 @@ class Source:
     def find(cls, name: str | Path) -> "Source":
         """The folder `name`, or else the hub id. Raises CheckpointError when there is neither."""
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
             return cls(str(name), path)
         text = path.as_posix()
         # a path whose first folder is there is a mistyped path, and nothing to ask the hub for
-        if HUB_ID.fullmatch(text) and not path.exists() and not Path(path.parts[0]).exists():
+        if HUB_ID.fullmatch(text) and not os.path.exists(path) and not os.path.exists(path.parts[0]):
             return cls(text, _download(text, SMALL_FILES), on_hub=True)
         hub = f" (The hub is not asked, since a folder {path.parts[0]} is here.)" if HUB_ID.fullmatch(text) else ""
         raise CheckpointError(f"{name} is no checkpoint folder: name the folder that holds config.json.{hub}")

@@ -1,5 +1,6 @@
 """What several commands share: the app they register with, and common options."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,14 +22,24 @@ Changes = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
 RUNS = Path("runs")
+LONGEST_NAME = 200  # bytes; file systems allow 255, and some files of a run have longer names
 PARTS = Path("data/pretrained/parts")
 
 
 def run_folder(name: str) -> Path:
     """The folder of a run. Raises ConfigError for a name that would lie elsewhere."""
     folder = RUNS / name
-    if folder.resolve().parent != RUNS.resolve():
+    if len(os.fsencode(name)) > LONGEST_NAME or folder.resolve().parent != RUNS.resolve():
         raise ConfigError(f"{name!r} is no name of a run: give a plain name, that of a folder under {RUNS}/.")
+    return folder
+
+
+def writable(folder: Path) -> Path:
+    """A folder for results, made before the work begins. Raises ConfigError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}): give another --out.") from error
     return folder
 
 

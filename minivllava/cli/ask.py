@@ -18,15 +18,20 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest t
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw among the likeliest tokens up to this share.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")]
 Frames = Annotated[int | None, typer.Option(min=1, help="Frames the model sees of a clip; by default 8.")]
-Seed = Annotated[int, typer.Option(help="For temperatures above 0.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="For temperatures above 0.")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, bfloat16 on a GPU."),
 ]
 Quantize = Annotated[str | None, typer.Option(help="int8 or int4: store the language model's weights in fewer bits.")]
+ImageEncoder = Annotated[str | None, typer.Option(help="Of an original checkpoint: a LanguageBind folder or hub id.")]
+VideoEncoder = Annotated[str | None, typer.Option(help="As --image-encoder.")]
 
 
-def load_model(checkpoint: str, device: str | None = None, dtype: str | None = None, quantize: str | None = None):
+def load_model(
+    checkpoint: str, device: str | None = None, dtype: str | None = None, quantize: str | None = None,
+    image_encoder: str | None = None, video_encoder: str | None = None,
+):  # fmt: skip
     """The Video-LLaVA that these options name. Raises ConfigError for a device that is not there, CheckpointError."""
     import torch
 
@@ -35,7 +40,10 @@ def load_model(checkpoint: str, device: str | None = None, dtype: str | None = N
 
     device = usable_device(device)
     dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "bfloat16")
-    model = VideoLLaVA.from_pretrained(checkpoint, device=device, dtype=dtype, quantize=quantize)
+    model = VideoLLaVA.from_pretrained(
+        checkpoint, device=device, dtype=dtype, quantize=quantize, image_encoder=image_encoder,
+        video_encoder=video_encoder,
+    )  # fmt: skip
     need_tokenizer(model.tokenizer, checkpoint)
     return model
 
@@ -64,6 +72,8 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    image_encoder: ImageEncoder = None,
+    video_encoder: VideoEncoder = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print question, files and answer as one JSON object.")
     ] = False,
@@ -75,6 +85,7 @@ def ask(
     In the question, `<image>` and `<video>` may say where each file belongs.
     """
     *files, question = files_and_question
+    question = os.fsencode(question).decode(errors="replace")  # a shell may give bytes that are no UTF-8
     if os.path.isfile(question):  # unlike Path.is_file, this is False for a question too long to be a path
         raise DataError(f"{question} is a file: put a question after it.")
     from minivllava.chat import by_kind
@@ -84,7 +95,7 @@ def ask(
         raise DataError(f"{question} is not there, and no question comes after it: check the path, then ask one.")
 
     images, videos = by_kind(files)
-    model = load_model(checkpoint, device, dtype, quantize)
+    model = load_model(checkpoint, device, dtype, quantize, image_encoder, video_encoder)
     answer = model.chat(
         question, images, videos, frames=frames, on_text=None if as_json else _show,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, generator=_generator(model, seed),
@@ -117,6 +128,8 @@ def chat(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    image_encoder: ImageEncoder = None,
+    video_encoder: VideoEncoder = None,
 ):
     """Talk with a model about images and clips, turn by turn.
 
@@ -132,7 +145,7 @@ def chat(
     for kind, paths in shown.items():
         for path in paths:
             _check(kind, path)
-    model = load_model(checkpoint, device, dtype, quantize)
+    model = load_model(checkpoint, device, dtype, quantize, image_encoder, video_encoder)
     sampling = Sampling(max_new_tokens, temperature, top_p, _generator(model, seed))
     conversation = Conversation(model, frames, sampling)
     for line in _lines():

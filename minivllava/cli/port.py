@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import Changes, Device, Preset, app
+from minivllava.cli.app import Changes, Device, Preset, app, writable
 from minivllava.cli.ask import Dtype, load_model
 
 
@@ -36,6 +36,7 @@ def port(
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
+    writable(out)
     model = load_model(checkpoint, device, dtype)
     views(model)  # a model that has nothing to lose is refused before the world is made
     world = evaluation_only(override(named_preset(preset), *change).world)

@@ -19,7 +19,7 @@ class Sampling:
     """How an answer's tokens are chosen, and how many it has at most. Raises ConfigError for impossible numbers."""
 
     max_new_tokens: int = 128
-    temperature: float = 0.0  # 0: the likeliest token each time (greedy)
+    temperature: float = 0.0  # 0, or below a millionth: the likeliest token each time (greedy)
     top_p: float = 1.0  # draws among the likeliest tokens up to this share
     generator: torch.Generator | None = None  # on the model's device; None: torch's global one
 
@@ -134,7 +134,7 @@ class _Answers:
 def sample(logits: Tensor, sampling: Sampling) -> Tensor:
     """The next token of each row, (b, v) -> (b,): the likeliest, or a draw from the smallest set of tokens
     whose probabilities reach `top_p` (nucleus sampling)."""
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:
         return logits.argmax(-1)
     probabilities, tokens = (logits.float() / sampling.temperature).softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
