@@ -1,6 +1,7 @@
 """Parts of `transformers` behind our interfaces: same numbers, same answers, saved and loaded like our own."""
 
 import json
+import math
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -103,7 +104,6 @@ def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
 @pytest.mark.parametrize(
     "kind, told",
     [
-        ("GPTNeo", "'gpt_neo' has layers that see only the last tokens"),
         ("FalconH1", "'falcon_h1' cannot be used here: 'full_attention'"),
         ("Gemma4Text", "'gemma4_text' cannot read visual tokens in torch.float32"),
     ],
@@ -111,6 +111,14 @@ def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
 def test_models_that_would_answer_wrongly_or_not_at_all_are_refused(tmp_path, kind, told):
     with pytest.raises(ConfigError, match=told):
         load_language_model(write_language_model(tmp_path, kind))
+
+
+def test_windows_that_are_counted_from_the_longest_row_are_refused(tmp_path):
+    file = write_language_model(tmp_path, "GPTNeo") / "config.json"
+    layers = {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | layers))
+    with pytest.raises(ConfigError, match="'gpt_neo' has layers that see only the last tokens"):
+        load_language_model(tmp_path)
 
 
 def test_a_dtype_that_a_language_model_cannot_have(tmp_path):
@@ -151,6 +159,27 @@ def test_a_config_that_asks_for_more_than_the_files_hold_is_refused_before_it_is
             load(folder)
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("rope_parameters", "linear"),
+        ("rope_scaling", [2.0]),
+        ("max_position_embeddings", "128"),
+        ("num_key_value_heads", 3),
+        ("num_key_value_heads", 0),
+        ("hidden_size", "32"),
+    ],
+)
+def test_a_llama_that_nobody_can_build_is_refused_by_the_name_of_its_folder(tmp_path, field, value):
+    folder = write_language_model(tmp_path / "model", "Llama")
+    card = json.loads((folder / "config.json").read_text())
+    card.pop("rope_parameters") if field == "rope_scaling" else None
+    (folder / "config.json").write_text(json.dumps(card | {field: value}))
+    for load in (load_language_model, lambda folder: part_config(folder, "language")):
+        with pytest.raises((CheckpointError, ConfigError), match=str(folder)):
+            load(folder)
+
+
 def test_models_that_are_no_decoders_are_refused(tmp_path):
     from transformers import MambaConfig, MambaForCausalLM
 
@@ -175,15 +204,53 @@ def test_what_is_missing_is_named(tmp_path):
         load_encoder(folder, "image")
 
 
-def test_what_is_misshapen_is_named(tmp_path):
+@pytest.mark.parametrize("stop", [2.5, "2", ["</s>"], [2, None], True])
+def test_a_stop_token_that_is_no_number_is_refused(tmp_path, stop):
+    file = write_language_model(tmp_path, "Qwen2") / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": stop}))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: .*eos_token_id"):
+        load_causal_lm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensor, words",
+    [
+        (torch.ones(31), r"model.norm.weight is \(31,\), not \(32,\)"),
+        (torch.ones(32, dtype=torch.int64), "model.norm.weight is quantised"),
+        (torch.ones(32, dtype=torch.complex64), "model.norm.weight is quantised"),
+    ],
+)
+def test_what_is_misshapen_or_no_weight_is_named(tmp_path, tensor, words):
     from safetensors.torch import load_file, save_file
 
     folder = write_language_model(tmp_path, "Qwen2")
     weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] = torch.ones(31)
+    weights["model.norm.weight"] = tensor
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"model.norm.weight is \(31,\), not \(32,\)"):
+    with pytest.raises(CheckpointError, match=words):
         load_causal_lm(folder)
+
+
+@pytest.mark.parametrize(
+    "kind, attention",
+    [
+        ("GPT2", "transformer.h.1.attn"),
+        ("GPTJ", "transformer.h.1.attn"),
+        ("GPTNeo", "transformer.h.1.attn.attention"),
+        ("GPTNeoX", "gpt_neox.layers.1.attention"),
+    ],
+)
+def test_constants_that_old_checkpoints_hold_beside_the_weights(tmp_path, kind, attention):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_language_model(tmp_path, kind)
+    before = load_causal_lm(folder)[0]
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"{attention}.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)}
+    weights |= {f"{attention}.masked_bias": torch.tensor(-1e9)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    ids = torch.tensor([[5, 9, 11]])
+    assert torch.equal(before.model(ids).logits, load_causal_lm(folder)[0].model(ids).logits)
 
 
 def test_code_that_comes_with_a_model_is_never_run_and_never_asked_about(tmp_path, monkeypatch):
@@ -255,6 +322,14 @@ def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
         json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]})
     )
     assert load_tower(tmp_path / "tower").config.mean == (0, 0, 0)
+    for card, mean in (({"image_mean": None, "image_std": None}, (0.5, 0.5, 0.5)), ({"image_mean": 0.25}, (0.25,) * 3)):
+        (tmp_path / "tower/preprocessor_config.json").write_text(json.dumps(card))
+        assert load_tower(tmp_path / "tower").config.mean == mean
+    wrong = [{"image_mean": value} for value in ([0.5], [0.5] * 4, "x", ["a", "b", "c"], [True] * 3, {})]
+    for card in (*wrong, {"image_std": [0, 1, 1]}, {"image_std": -1}, {"image_std": [math.inf] * 3}):
+        (tmp_path / "tower/preprocessor_config.json").write_text(json.dumps(card))
+        with pytest.raises(CheckpointError, match=f"preprocessor_config.json: {next(iter(card))} .* needed"):
+            load_tower(tmp_path / "tower")
     (tmp_path / "tower/preprocessor_config.json").write_text('{"image_mean": [')
     with pytest.raises(CheckpointError, match="preprocessor_config.json is no JSON"):
         load_tower(tmp_path / "tower")
@@ -294,6 +369,23 @@ def test_a_model_of_such_parts_is_saved_and_loaded_like_any_other(model, tmp_pat
     inner = again.language_model.model
     assert inner.lm_head.weight is inner.get_input_embeddings().weight, "tied weights stay one"
     assert set(again.stop_tokens) == {2, 7}
+
+
+def test_a_head_that_is_not_the_embedding_it_is_said_to_be_tied_to(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_language_model(tmp_path / "GPT2", "GPT2")
+    stored = load_file(folder / "model.safetensors")
+    stored["lm_head.weight"] = stored["transformer.wte.weight"] * 2 + 1
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    language, tokenizer = load_language_model(folder)
+    assert not language.tied and not language.config.model["tie_word_embeddings"]
+    encoder = load_encoder(write_tower(tmp_path / "tower"), "image")
+    model = assemble(ModelConfig(template="chat"), encoder, encoder, language, tokenizer)
+    model.save_pretrained(tmp_path / "saved")
+    again = VideoLLaVA.from_pretrained(tmp_path / "saved")
+    ids = torch.tensor([[5, 9, 11]])
+    assert torch.equal(model(ids), again(ids))
 
 
 def test_clips_have_as_many_frames_as_the_config_says(model):

@@ -18,6 +18,7 @@ from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 from minivllava import VideoLLaVA
 from minivllava.checkpoints import huggingface, storage
 from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
+from minivllava.checkpoints.convert import convert
 from minivllava.checkpoints.storage import load_tensors, save_shards, save_tensors, write_folder
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.language import LanguageModel
@@ -76,6 +77,13 @@ def test_half_precision_takes_half_the_room(saved, tmp_path):
     for name, tensor in again.state_dict().items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_dtype_may_be_named(saved, tmp_path):
+    saved[1].save_pretrained(tmp_path / "half", dtype="float16")
+    assert {t.dtype for t in load_file(tmp_path / "half/model.safetensors").values()} == {torch.float16}
+    with pytest.raises(ConfigError, match="'int8'.*float16"):
+        saved[1].save_pretrained(tmp_path / "x", dtype="int8")
 
 
 def test_the_other_two_kinds(tmp_path):
@@ -154,6 +162,13 @@ def test_truncated_weights(copy, size):
     refused(copy, "model.safetensors", "copy it again")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_pointers_of_git_lfs(copy, name):
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4733760\n")
+    refused(copy, name, "git lfs pull")
+
+
 def test_weights_that_are_something_else(copy):
     (copy / "model.safetensors").write_text("<html>Not found</html>" * 50)
     refused(copy, "model.safetensors", "copy it again")
@@ -162,7 +177,7 @@ def test_weights_that_are_something_else(copy):
     refused(copy, "model.safetensors")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "\udcff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "\udcff", "[" * 100_000, '{"a":' * 100_000])
 def test_config_that_cannot_be_read(copy, text):
     (copy / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(copy, "config.json")
@@ -235,11 +250,11 @@ def test_weights_of_another_config(copy, saved):
     refused(copy, "unexpected language_model.layers.1")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_weights_are_not_taken_for_others(copy, dtype):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("name", ["language_model.layers.0.mlp.up.weight", "image_encoder.pre_norm.bias"])
+def test_quantised_weights_are_not_taken_for_others(copy, name, dtype):
     """Of the right shape, but their scales would be missing."""
     weights = load_tensors(copy / "model.safetensors")
-    name = "language_model.layers.0.mlp.up.weight"
     save_tensors(weights | {name: weights[name].to(dtype)}, copy / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"{name} is quantised"):
         load_vllava(copy)
@@ -259,8 +274,11 @@ def test_a_tokenizer_of_another_vocabulary(copy, saved):
 def test_an_alias_of_nothing(copy):
     save_file({"a": torch.zeros(2)}, copy / "model.safetensors", metadata={"aliases": '{"b": "c"}'})
     refused(copy, "model.safetensors")
-    save_file({"a": torch.zeros(2)}, copy / "model.safetensors", metadata={"aliases": "{"})
-    refused(copy, "model.safetensors")
+    for aliases in ("{", "[1]", "[" * 100_000, '{"x": ["a"]}', '{"x": 1}'):
+        save_file({"a": torch.zeros(2)}, copy / "model.safetensors", metadata={"aliases": aliases})
+        refused(copy, "model.safetensors", "copy it again")
+        with pytest.raises(CheckpointError, match="copy it again"):
+            load_tensors(copy / "model.safetensors")
 
 
 # weights in several files, and in PyTorch's own
@@ -297,6 +315,11 @@ def test_shards(saved, sharded, pickled):
         assert same_weights(load_vllava(path), saved[1])
 
 
+def test_a_shard_of_more_than_there_can_be(copy):
+    (copy / "model.safetensors").rename(copy / "model-00001-of-99999999999.safetensors")
+    refused(copy, "model-00002-of-99999999999.safetensors is missing")
+
+
 def test_an_old_pickle(saved, pickled):
     for file in pickled.glob("pytorch_model*"):
         file.unlink()
@@ -318,8 +341,8 @@ def test_shards_that_are_not_whole(request, kind):
     card = json.loads(index.read_text())
     index.unlink()
     refused(path, last.name, "missing", "-00001-of-")
-    maps = ({"a": "../../passwords"}, {}, {"a": 3}, "text")
-    for text in ("{", "[]", *(json.dumps({"weight_map": names}) for names in maps)):
+    maps = ({"a": "../../passwords"}, {}, {"a": 3}, "text", {"a": ""}, {"a": ".."}, [last.name])
+    for text in ("{", "[]", "[" * 100_000, *(json.dumps({"weight_map": names}) for names in maps)):
         index.write_text(text)
         refused(path, index.name)
     first = sorted(set(card["weight_map"].values()))[0]
@@ -363,8 +386,9 @@ def test_a_pickle_that_executes_code(saved, pickled, tmp_path, old):
     refused(pickled, file.name, "execute code")
     file.write_bytes(pickle.dumps({"x": Dangerous(target)}))
     refused(pickled, file.name, "execute code")
-    torch.save({"epoch": 3, "state_dict": {}}, file)
-    refused(pickled, file.name, "more than named tensors")
+    for stored in ({"epoch": 3, "state_dict": {}}, {1: torch.ones(2)}, {("a", "b"): torch.ones(2)}, [torch.ones(2)]):
+        torch.save(stored, file)
+        refused(pickled, file.name, "more than named tensors")
     assert not target.exists()
 
 
@@ -444,6 +468,26 @@ def test_numbers_that_weights_can_have(copy):
             load_vllava(copy, dtype=dtype)
 
 
+def test_numbers_that_a_dtype_has_no_room_for(tmp_path):
+    model = tiny_vllava()
+    name = "language_model.layers.0.mlp.up.weight"
+    model.state_dict()[name][3, 4] = -1e5
+    model.save_pretrained(tmp_path / "model")
+    number = load_vllava(tmp_path / "model", dtype="bfloat16").state_dict()[name][3, 4].item()
+    assert number == pytest.approx(-1e5, rel=0.01)
+    for cast in (
+        lambda: load_vllava(tmp_path / "model", dtype="float16"),
+        lambda: model.save_pretrained(tmp_path / "x", dtype="float16"),
+        lambda: convert(tmp_path / "model", tmp_path / "x", dtype="float16"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{name} has numbers up to 1e\\+05, too large for float16"):
+            cast()
+        assert listing(tmp_path) == ["model"]
+    model.state_dict()[name][3, 4] = -torch.inf  # as it was stored
+    model.save_pretrained(tmp_path / "model")
+    assert load_vllava(tmp_path / "model", dtype="float16").state_dict()[name][3, 4] == -torch.inf
+
+
 def test_a_model_without_a_tokenizer(saved, tmp_path):
     model = load_vllava(saved[0])
     model.tokenizer = None
@@ -463,23 +507,23 @@ def listing(folder):
 
 def test_an_interrupted_write_leaves_the_old_folder_whole(tmp_path):
     path = tmp_path / "model"
-    write_folder(path, lambda folder: (folder / "a").write_text("old"))
+    write_folder(path, lambda folder: (folder / "config.json").write_text("old"))
 
     def interrupted(folder):
-        (folder / "a").write_text("half")
+        (folder / "config.json").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_folder(path, interrupted)
-    assert (path / "a").read_text() == "old" and listing(tmp_path) == ["model"]
-    write_folder(path, lambda folder: (folder / "b").write_text("new"))
-    assert listing(path) == ["b"] and listing(tmp_path) == ["model"]
+    assert (path / "config.json").read_text() == "old" and listing(tmp_path) == ["model"]
+    write_folder(path, lambda folder: (folder / "model.safetensors").write_text("new"))
+    assert listing(path) == ["model.safetensors"] and listing(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_write_interrupted_while_renaming(tmp_path, monkeypatch, after):
     path = tmp_path / "model"
-    write_folder(path, lambda folder: (folder / "a").write_text("old"))
+    write_folder(path, lambda folder: (folder / "config.json").write_text("old"))
     replace, calls = storage.os.replace, []
 
     def interrupted(*arguments):
@@ -490,8 +534,8 @@ def test_a_write_interrupted_while_renaming(tmp_path, monkeypatch, after):
 
     monkeypatch.setattr(storage.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_folder(path, lambda folder: (folder / "a").write_text("new"))
-    assert (path / "a").read_text() == "old" and listing(tmp_path) == ["model"]
+        write_folder(path, lambda folder: (folder / "config.json").write_text("new"))
+    assert (path / "config.json").read_text() == "old" and listing(tmp_path) == ["model"]
 
 
 def test_a_folder_that_was_moved_aside_when_the_process_was_killed_is_put_back(tmp_path):
@@ -503,6 +547,34 @@ def test_a_folder_that_was_moved_aside_when_the_process_was_killed_is_put_back(t
     (tmp_path / ".model.89abcdef.old").mkdir()
     storage.recover_folder(tmp_path / "model")
     assert (tmp_path / "model/a").read_text() == "old"
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "photos/red.jpg", ".git/HEAD", "pytorch_model.bin"])
+def test_a_folder_with_other_files_is_left_alone(saved, copy, foreign):
+    (copy / foreign).parent.mkdir(exist_ok=True)
+    (copy / foreign).write_text("mine")
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError, match=f"{copy} holds {foreign.split('/')[0]}, .*name a new folder"):
+        saved[1].save_pretrained(copy)
+    assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+    assert listing(copy.parent) == ["copy"]
+
+
+def test_where_a_folder_may_be_written(saved, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match="the working folder"):
+        saved[1].save_pretrained(".")
+    Path("file").touch()
+    with pytest.raises(CheckpointError, match="file is a file"):
+        saved[1].save_pretrained("file")
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    saved[1].save_pretrained("link")  # where it points to, then
+    assert Path("link").is_symlink() and listing(Path("empty")) == listing(saved[0])
+    Path("dangling").symlink_to("new")
+    saved[1].save_pretrained("dangling")
+    assert listing(Path()) == ["dangling", "empty", "file", "link", "new"]
 
 
 def test_a_model_without_a_finished_folder_is_no_checkpoint(tmp_path):

@@ -5,13 +5,15 @@ import inspect
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from foreign import fast_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import tiny_languagebind, tiny_vllava
+from tiny import tiny_config, tiny_languagebind, tiny_vllava
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
@@ -31,7 +33,7 @@ from minivllava.checkpoints.huggingface import model_config
 from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.original import Original
 from minivllava.cli import app
-from minivllava.config import CLIP_MEAN, CLIP_STD, VisionConfig
+from minivllava.config import CLIP_MEAN, CLIP_STD, RopeScaling, VisionConfig
 from minivllava.data.conversation import VISUAL
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import frame_indices
@@ -250,10 +252,15 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_read(monkeypatch)
             load_vllava(GOLDEN / "Video-LLaVA-tiny", device="foo", **options)
 
 
-def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path):
+SCALINGS = [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 16)]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path, scaling):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = tiny_vllava()
+    model.language_model = LanguageModel(replace(model.config.language, rope_scaling=scaling)).eval()
     save_model(model.language_model, tmp_path / "ours", "language", tokenizer=model.tokenizer)
     report = convert(tmp_path / "ours", tmp_path / "llama", "huggingface")
     assert (report.kind, report.lost) == ("language", [])
@@ -265,6 +272,12 @@ def test_a_language_model_is_written_for_transformers_and_read_again(tmp_path):
         torch.testing.assert_close(again.logits(again(again.embed(ids))), expected, **CLOSE)
     words = AutoTokenizer.from_pretrained(tmp_path / "llama")("a red square").input_ids
     assert words == [model.tokenizer.bos, *model.tokenizer.encode("a red square")]
+    card = json.loads((tmp_path / "llama/tokenizer_config.json").read_text())
+    assert card["tokenizer_class"] == "PreTrainedTokenizerFast", "version 4 knows no other name for it"
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(card)
+    rope = json.loads((tmp_path / "llama/config.json").read_text())["rope_scaling"]
+    assert rope is scaling or rope["type"] == scaling.kind
+    assert not (scaling and scaling.kind == "linear") or set(rope) == {"type", "factor"}, "as version 4.42 wants it"
 
 
 def test_what_the_port_is(port):
@@ -314,6 +327,8 @@ def test_what_no_port_here_can_be(tmp_path, port):
             ("vision_feature_layer", [-2, -1], "vision_feature_layer"),
             ("projector_hidden_act", "relu", "relu"),
             ("multimodal_projector_bias", False, "biases"),
+            ("quantization_config", {"quant_method": "bitsandbytes"}, "full precision"),
+            ("text_config__quantization_config", {"quant_method": "gptq"}, "full precision"),
             ("text_config__model_type", "qwen2", "qwen2"),
             ("vision_config__model_type", "siglip_vision_model", "siglip"),
             ("vision_config__hidden_act", "swish", "swish"),
@@ -425,6 +440,7 @@ def test_what_no_llama_here_can_be(tmp_path):
             ("model_type", "qwen2", "'qwen2'"),
             ("attention_bias", True, "attention_bias"),
             ("mlp_bias", True, "mlp_bias"),
+            ("quantization_config", {"quant_method": "gptq"}, "full precision"),
             ("head_dim", 16, "head_dim"),
             ("rope_parameters", yarn, "yarn"),
             ("rope_parameters", LLAMA3 | {"factor": None}, "config.json"),
@@ -490,8 +506,16 @@ def test_lora_that_is_not_whole(tmp_path):
     del stored[f"{stem}lora_A.default.weight"], stored[f"{stem}lora_B.default.weight"]
     torch.save(stored, folder / "pytorch_model.bin")
     refused(load_languagebind, folder, "missing", "layers.1.self_attn.q_proj.lora_A", "q_proj.lora_B")
+    stem = stem.replace("layers.1", "layers.0")
+    torch.save(
+        stored | {f"{stem}lora_A.default.weight": torch.ones(2, 48, dtype=torch.int8)}, folder / "pytorch_model.bin"
+    )
+    refused(load_languagebind, folder, "layers.0.self_attn.q_proj.lora_A", "quantised")
     edited(shutil.copytree(GOLDEN / "LanguageBind_Depth", tmp_path / "rank"), vision_config__lora_r=4)
     refused(load_languagebind, tmp_path / "rank", "lora_A", "(2, 48)", "(4, 48)")
+    for field, value in (("lora_alpha", "16"), ("lora_r", "2"), ("lora_r", -1)):
+        folder = shutil.copytree(GOLDEN / "LanguageBind_Depth", tmp_path / f"{field} {value}")
+        refused(load_languagebind, edited(folder, **{f"vision_config__{field}": value}), "config.json", field)
 
 
 def test_token_masking_of_the_depth_encoder(tmp_path):
@@ -664,6 +688,17 @@ def test_a_model_made_here_for_the_port(tmp_path):
     assert VideoLlavaImageProcessor.from_pretrained(tmp_path / "port").crop_size["height"] == 16
 
 
+def test_placeholders_that_a_tokenizer_has_already(tmp_path):
+    tokenizer = fast_tokenizer(["<unk>", "<s>", "</s>", "<pad>", "<image>"], "<s>", "</s>", pad_token="<pad>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "tokenizer")
+    model = VideoLLaVA(tiny_config(len(tokenizer)), tokenizer).eval()
+    save_port(model, tmp_path / "port", lossy=True)
+    again = load_vllava(tmp_path / "port")
+    assert (again.config.image_token, again.config.video_token) == (4, len(tokenizer))
+    assert again.tokenizer.pad == 3 and len(again.tokenizer) == again.config.language.vocab_size == len(tokenizer) + 1
+
+
 def test_what_the_port_cannot_be(tmp_path):
     model = tiny_vllava(projector="linear")
     refused(lambda folder: save_port(model, folder, lossy=True), tmp_path / "x", "linear")
@@ -674,7 +709,7 @@ def test_what_the_port_cannot_be(tmp_path):
 
 def test_what_the_port_leaves_to_its_reader():
     """Its config.json says neither which frames of a clip are taken nor how a prompt is written."""
-    plain = model_config({"model_type": "video_llava"}, "config.json")
+    plain = model_config({"model_type": "video_llava", "text_config": {"vocab_size": 32064}}, "config.json")
     assert losses(plain) == []
     assert "'v1'" in losses(replace(plain, template="v1"))[0]
     assert "'linspace'" in losses(replace(plain, frame_sampling="linspace"))[0]

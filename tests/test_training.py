@@ -644,6 +644,14 @@ def test_a_broken_file_of_a_run_is_named(tmp_path, name):
         Run(tmp_path / "file", {"start": "here"})
 
 
+def test_what_a_run_killed_after_saving_left_is_removed_at_the_next_start(tmp_path):
+    for name in ("stage1", "stage1-unfinished/state", "model-unfinished/state"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "stage1/config.json").touch()
+    Run(tmp_path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-unfinished", "stage1"]
+
+
 def test_a_finished_run_is_exported_with_the_parts_it_trained(tmp_path):
     run, model = tmp_path / "run", tiny_vllava()
     Run(run, {"preset": {"name": "mine"}}).write_log("model", [])

@@ -1,20 +1,21 @@
 """Published parts: vision towers and language models from a folder or the hub, and a Video-LLaVA made of them."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from minivllava.checkpoints.checkpoint import load_language, load_languagebind, need_tokenizer
+from minivllava.checkpoints.checkpoint import described, load_language, load_languagebind, need_tokenizer
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.huggingface import language_config
+from minivllava.checkpoints.huggingface import language_config, refuse_unless
 from minivllava.checkpoints.layouts import Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
 from minivllava.checkpoints.original import modality, tower_config
 from minivllava.checkpoints.storage import read_card
-from minivllava.checkpoints.weights import Weights
+from minivllava.checkpoints.weights import CONSTANTS, Weights, not_floating, raise_problems
 from minivllava.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -65,6 +66,8 @@ def _is_our_decoder(card: dict, where: Path) -> bool:
         language_config(card, where)
     except CheckpointError:
         return False
+    except (ConfigError, KeyError, TypeError, ValueError):  # nobody's; said when it is read
+        return True
     return True
 
 
@@ -76,11 +79,15 @@ def load_causal_lm(path: str | Path) -> tuple[PretrainedLanguageModel, Tokenizer
     folder = source.weights_folder()
     model = _read(AutoModelForCausalLM, folder)
     context = _context(model.config, folder)
+    _note_untied(model)
     stop = getattr(model.generation_config, "eos_token_id", None)
+    stop = stop if isinstance(stop, list) else [] if stop is None else [stop]
+    wrong = f"its generation_config.json or config.json has eos_token_id {stop}, and whole numbers are needed"
+    refuse_unless(all(type(token) is int for token in stop), folder, wrong)
     rows, width = model.get_input_embeddings().weight.shape
     config = CausalLMConfig(
         model=_card(model.config), vocab_size=rows, context=context, width=width,
-        stop=tuple([stop] if isinstance(stop, int) else stop or ()),
+        stop=tuple(stop),
     )  # fmt: skip
     language = PretrainedLanguageModel(config, model).eval()
     check_interface(language)
@@ -124,9 +131,21 @@ def load_tower(path: str | Path) -> VisionTower:
     file = folder / "preprocessor_config.json"
     if file.is_file():
         card = read_card(file, "copy it again")
-        mean, std = tuple(card.get("image_mean", mean)), tuple(card.get("image_std", std))
+        mean, std = _colours(card, "image_mean", mean, file), _colours(card, "image_std", std, file)
+        refuse_unless(min(std) > 0, file, f"image_std {card.get('image_std')!r}: numbers above 0 are needed")
     config = VisionTowerConfig(tower=_card(model.config), mean=mean, std=std)
     return VisionTower(config, model).eval()
+
+
+def _colours(card: dict, name: str, usual: tuple[float, ...], file: Path) -> tuple[float, ...]:
+    """Three numbers for red, green and blue; one number stands for all three, and none for the usual ones."""
+    found = card.get(name)
+    if found is None:
+        return usual
+    values = tuple(found) if isinstance(found, list) else (found,) * 3
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    refuse_unless(numbers and len(values) == 3, file, f"{name} {found!r}: three numbers are needed")
+    return values
 
 
 def part_config(folder: str | Path, kind: str):
@@ -153,7 +172,7 @@ def part_config(folder: str | Path, kind: str):
             return tower_config(source)
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
     if _is_our_decoder(card, where):
-        return language_config(card, where)
+        return described(source, lambda: language_config(card, where))
     theirs = _their_config(source.folder)
     text = theirs.get_text_config()
     return CausalLMConfig(_card(theirs), text.vocab_size, _context(theirs, source.folder), text.hidden_size)
@@ -192,9 +211,10 @@ def _read(kind, folder: Path) -> nn.Module:
     Raises CheckpointError that names what is missing or does not fit, and for a model that is too large for the memory,
     before any of it is loaded.
     """
-    stored = Weights(folder).entries
-    weights = sum(torch.Size(entry.shape).numel() for name, entry in stored.items() if not name.startswith(TEXT_PARTS))
-    described = _described_weights(kind, folder)
+    stored = [entry for name, entry in Weights(folder).entries.items() if not name.startswith(TEXT_PARTS)]
+    weights = sum(torch.Size(entry.shape).numel() for entry in stored)
+    described, whole = _described_weights(kind, folder)
+    raise_problems(not_floating(entry for entry in stored if entry.name not in whole), folder)
     if described > 1.5 * weights:  # names differ between versions of transformers, so all are compared at load
         raise CheckpointError(
             f"{folder} does not fit its config: config.json describes {described:,} weights and the files hold "
@@ -211,14 +231,28 @@ def _read(kind, folder: Path) -> nn.Module:
         ) from error
     problems = [f"missing {key}" for key in told["missing_keys"]]
     problems += [f"{key} is {tuple(is_)}, not {tuple(wanted)}" for key, is_, wanted in told["mismatched_keys"]]
-    problems += [f"unexpected {key}" for key in told["unexpected_keys"] if not key.startswith(TEXT_PARTS)]
+    unexpected = (key for key in told["unexpected_keys"] if not CONSTANTS.search(key))
+    problems += [f"unexpected {key}" for key in unexpected if not key.startswith(TEXT_PARTS)]
     if problems:
         raise CheckpointError(f"{folder} does not fit its config: {'; '.join(sorted(problems))}: copy it again.")
     return model
 
 
-def _described_weights(kind, folder: Path) -> int:
-    """How many weights a config.json asks for."""
+def _note_untied(model: nn.Module):
+    """Writes into a model's config that its head is not the token embedding, if they were stored as different numbers.
+
+    `transformers` keeps such weights apart whatever the config says, and says nothing.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr():
+        for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
+        model.tie_weights()  # which notes that nothing is tied any more
+
+
+def _described_weights(kind, folder: Path) -> tuple[int, set[str]]:
+    """How many weights a config.json asks for, and the names of those tensors that are whole numbers."""
     config = _their_config(folder, vision=kind.__name__.endswith("VisionModel"))
     try:
         with torch.device("meta"):
@@ -228,7 +262,8 @@ def _described_weights(kind, folder: Path) -> int:
         raise CheckpointError(
             f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
-    return sum(p.numel() for p in model.parameters())
+    whole = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    return sum(p.numel() for p in model.parameters()), whole
 
 
 def _their_config(folder: Path, vision: bool = False):
@@ -242,7 +277,9 @@ def _their_config(folder: Path, vision: bool = False):
             f"{folder} cannot be read by transformers ({short_reason(error)}): name another model, or copy it again."
         ) from error
     if getattr(config, "quantization_config", None):
-        raise ConfigError("The weights are quantised: name the model in full precision, and quantise it at load.")
+        raise ConfigError(
+            f"The weights of {folder} are quantised: name the model in full precision, and quantise it at load."
+        )
     return getattr(config, "vision_config", config) if vision else config
 
 
@@ -251,8 +288,10 @@ def _context(config, folder: Path) -> int:
     beyond them the frequencies of a row depend on the longest row of its batch. Raises ConfigError."""
     text = config.get_text_config()
     context, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
-    if not context:
-        raise ConfigError(f"{folder / 'config.json'} does not say how long the context is (max_position_embeddings).")
+    if type(context) is not int or context < 1:
+        raise ConfigError(
+            f"{folder / 'config.json'} does not say how long the context is: max_position_embeddings is {context!r}."
+        )
     ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some have one for each kind of layer
     first = [r["original_max_position_embeddings"] for r in ropes if r.get("rope_type") == "longrope"]
     return min(context, *first) if first else context

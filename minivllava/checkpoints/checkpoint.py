@@ -52,7 +52,9 @@ FIRST_FIELDS = {
 # out
 
 
-def save_vllava(model: VideoLLaVA, path: str | Path, dtype: torch.dtype | None = None, notes: dict | None = None):
+def save_vllava(
+    model: VideoLLaVA, path: str | Path, dtype: torch.dtype | str | None = None, notes: dict | None = None
+):  # fmt: skip
     """Writes a Video-LLaVA checkpoint folder. `notes` go into its config.json as they are."""
     save_model(model, path, "video-llava", dtype, notes)
 
@@ -61,12 +63,17 @@ def save_model(
     model: nn.Module,
     path: str | Path,
     kind: str,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     notes: dict | None = None,
     tokenizer: Tokenizer | None = None,
 ):
     """Writes any of the three kinds of model folder, all or nothing. If there are several processes, all must call it;
-    one of them writes."""
+    one of them writes.
+
+    dtype: of the stored weights; by default each keeps its own. A checkpoint that is there already is replaced. Raises
+    ConfigError for another dtype, CheckpointError for a rounded model, and for a folder that holds other files.
+    """
+    dtype = None if dtype is None else as_dtype(dtype)
     kind_of_weights = getattr(getattr(model, "language_model", model), "quantized", None)
     if kind_of_weights:
         raise CheckpointError(f"A model rounded to {kind_of_weights} cannot be saved: save it whole, round at load.")
@@ -112,10 +119,10 @@ def load_vllava(
     if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "video-llava", ModelConfig)
     elif layout == Layout("video-llava", "original"):
-        original = _described(source, lambda: Original(source, image_encoder, video_encoder))
+        original = described(source, lambda: Original(source, image_encoder, video_encoder))
         config, tokenizer, parts = original.config, _tokenizer(source), original.parts
     elif layout == Layout("video-llava", "transformers"):
-        config = _described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
+        config = described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
         tokenizer, parts = _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
     else:
         raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
@@ -153,7 +160,7 @@ def load_languagebind(
     if layout.writer == "minivllava":
         config, tokenizer, parts = _ours(source, "languagebind", LanguageBindConfig)
     elif layout == Layout("languagebind", "original"):
-        config, tokenizer = _described(source, lambda: languagebind_config(source)), _tokenizer(source)
+        config, tokenizer = described(source, lambda: languagebind_config(source)), _tokenizer(source)
 
         def parts(names):
             return languagebind_parts(source, names)
@@ -176,7 +183,7 @@ def load_language(
         config, tokenizer, parts = _ours(source, "language", LanguageConfig)
     elif layout == Layout("language", "transformers"):
         file = source.folder / "config.json"
-        config = _described(source, lambda: huggingface.language_config(source.card, file))
+        config = described(source, lambda: huggingface.language_config(source.card, file))
         tokenizer, parts = _tokenizer(source), _parts(source, huggingface.language_names)
     else:
         raise _unknown(source, "language", f"or one of transformers' {', '.join(LLAMAS)}")
@@ -226,7 +233,7 @@ def _ours(source: Source, kind: str, config_type: type):
     card, file = source.card, source.folder / "config.json"
     if card.get("format") != FORMAT or card.get("kind") != kind:
         raise _unknown(source, kind, "")
-    config = _described(source, lambda: _complete(config_type, card["config"]))
+    config = described(source, lambda: _complete(config_type, card["config"]))
     tokenizer = None if card.get("tokenizer") is False else Tokenizer.load(file.with_name("tokenizer.json"))
     return config, tokenizer, _parts(source, lambda names: {name: name for name in names})
 
@@ -253,7 +260,7 @@ def _parts(source: Source, names: Callable[[Iterable[str]], dict], spelling: Cal
     return lambda ours: [Part(Weights(source.weights_folder(), spelling), names(ours))]
 
 
-def _described(source: Source, read: Callable):
+def described(source: Source, read: Callable):
     """The config that a config.json describes. Raises CheckpointError that names the file."""
     try:
         return read()

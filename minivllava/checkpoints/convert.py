@@ -7,6 +7,7 @@ attention, clips without CLS, other projectors. Such a model is written only whe
 import copy
 import json
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
+from minivllava.data.pretrained_tokenizer import save_backend
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, check_choice
 from minivllava.models.language import LanguageModel
@@ -124,7 +126,7 @@ def losses(config: ModelConfig) -> list[str]:
 def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Report:
     """Writes a Video-LLaVA as the port to `transformers`, all or nothing; with its tokenizer, if it has one.
 
-    The port needs placeholder tokens. Where the vocabulary has none, `<image>`, `<video>` and `<pad>` are added,
+    The port needs placeholder tokens. Those of `<image>`, `<video>` and `<pad>` that the vocabulary lacks are added,
     with the mean of all rows of embedding and head: such a token is never the likeliest.
 
     Raises CheckpointError when something would be lost, unless `lossy`.
@@ -153,8 +155,8 @@ def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Repor
 def _refuse_losses(layout: str, lost: list[str], lossy: bool):
     if lost and not lossy:
         raise CheckpointError(
-            f"{layout} has no place for {'; nor for '.join(lost)}. Say --lossy (lossy=True) to convert all the same, or "
-            "keep the layout minivllava."
+            f"{layout} has no place for {'; nor for '.join(lost)}. Say --lossy (lossy=True) to convert all the same, "
+            "or keep the layout minivllava."
         )
 
 
@@ -194,17 +196,20 @@ def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict],
         for name, values in files.items():
             (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_backend(tokenizer, folder)
 
     write_folder(path, write)
 
 
 def _placeholders(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, int]:
-    """{"<image>": id, "<video>": id, "<pad>": id}, behind the vocabulary if it does not have them yet."""
+    """{"<image>": id, "<video>": id, "<pad>": id}; those that the vocabulary does not have yet come behind it."""
     if config.image_token is not None and config.video_token is not None:
         return {"<image>": config.image_token, "<video>": config.video_token}
     first = config.language.vocab_size if tokenizer is None else len(tokenizer)
-    return {text: first + number for number, text in enumerate(("<image>", "<video>", "<pad>"))}
+    known = {} if tokenizer is None else tokenizer.backend.get_vocab()
+    texts = ("<image>", "<video>", "<pad>")
+    new = count(first)
+    return {text: known[text] if text in known else next(new) for text in texts}
 
 
 def _with_rows(weight: Tensor, rows: int) -> Tensor:

@@ -58,9 +58,10 @@ def vision_config(card: dict, where: str | Path, **more) -> VisionConfig:
 def language_config(card: dict, where: str | Path) -> LanguageConfig:
     """The decoder that a LLaMA config describes. Raises CheckpointError for what this one cannot be."""
     card = LLAMA_DEFAULTS | {name: value for name, value in card.items() if value is not None}
-    rope = {**(card.get("rope_scaling") or {}), **(card.get("rope_parameters") or {})}
+    rope = section(card, "rope_scaling", where) | section(card, "rope_parameters", where)
     heads, context = card["num_attention_heads"], card.get("max_sequence_length") or card["max_position_embeddings"]
     window = card.get("sliding_window")
+    _refuse_quantised(card, where)
     refuse_unless(isinstance(heads, int) and heads > 0, where, f"num_attention_heads {heads!r}: at least 1 is needed")
     refuse_unless(card["hidden_act"] == "silu", where, f"hidden_act {card['hidden_act']!r}: only silu is supported")
     for bias in ("attention_bias", "mlp_bias"):
@@ -118,6 +119,7 @@ def _token(card: dict, kind: str, default: int) -> int:
 
 def model_config(card: dict, where: str | Path) -> ModelConfig:
     """The Video-LLaVA that the port's config.json describes: without temporal attention."""
+    _refuse_quantised(card, where)
     layer = card.get("vision_feature_layer", -2)
     layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
     refuse_unless(isinstance(layer, int), where, f"vision_feature_layer {layer}: only one layer is supported")
@@ -213,6 +215,8 @@ def language_card(config: LanguageConfig, vocabulary: int) -> dict:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_context,
         }
+    # until its version 4.42, which knew no llama3, transformers took "type" and "factor" and no other field
+    older = {"factor": rope["factor"]} if rope["rope_type"] == "linear" else rope
     return {
         "model_type": "llama",
         "vocab_size": vocabulary,
@@ -224,8 +228,8 @@ def language_card(config: LanguageConfig, vocabulary: int) -> dict:
         "intermediate_size": config.mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # where transformers 4 looks for it
-        "rope_scaling": None if scaling is None else rope,
+        "rope_theta": config.rope_theta,  # where transformers 4 looks for it, and for rope_scaling
+        "rope_scaling": None if scaling is None else {"type": scaling.kind} | older,
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_embeddings,
     }
@@ -259,6 +263,13 @@ def token_id(tokenizer, text: str) -> int | None:
     """The id of a token, of our own tokenizer or of one that `transformers` reads."""
     lookup = getattr(tokenizer.backend, "token_to_id", None) or tokenizer.backend.convert_tokens_to_ids
     return lookup(text)
+
+
+def _refuse_quantised(card: dict, where: str | Path):
+    refuse_unless(
+        not card.get("quantization_config"), where,
+        "quantization_config is set: name the model in full precision, and quantise it at load",
+    )  # fmt: skip
 
 
 def section(card: dict, name: str, where: str | Path) -> dict:

@@ -80,17 +80,17 @@ def languagebind_parts(source: Source, ours: Iterable[str]) -> list[Part]:
     names |= {f"projections.{kind}.weight": "visual_projection.weight"}
     names |= {"text_projection.weight": "text_projection.weight", "logit_scale": "logit_scale"}
     names |= names_under(ours, f"encoders.{kind}.", "vision_model.", VISION)
-    return [_with_lora(Part(Weights(source.weights_folder(), spelling), names), source.card)]
+    return [_with_lora(Part(Weights(source.weights_folder(), spelling), names), source)]
 
 
 def tower_part(source: Source, ours: Iterable[str], prefix: str) -> Part:
     """Where the tensors of one encoder are, in a LanguageBind folder; `prefix` is the encoder's in our names."""
     names = names_under(ours, prefix, "vision_model.", VISION)
     others = ("text_model.", "visual_projection.", "text_projection.", "logit_scale")
-    return _with_lora(Part(Weights(source.weights_folder(), spelling), names, elsewhere=others), source.card)
+    return _with_lora(Part(Weights(source.weights_folder(), spelling), names, elsewhere=others), source)
 
 
-def _with_lora(part: Part, card: dict) -> Part:
+def _with_lora(part: Part, source: Source) -> Part:
     """Adds the adapters that a folder holds beside the weights, as LanguageBind_Depth does.
 
     A projection that has one in any layer must have one in every layer.
@@ -102,10 +102,13 @@ def _with_lora(part: Part, card: dict) -> Part:
         if _row(stem) in adapted and name.endswith(".weight"):
             part.lora[ours] = (f"{stem}.lora_A.weight", f"{stem}.lora_B.weight")
     if part.lora:
-        vision = card["vision_config"]
+        vision, where = source.card["vision_config"], source.folder / "config.json"
         first = stored.get(next(iter(part.lora.values()))[0])
-        rank = vision.get("lora_r") or (first.shape[0] if first else 1)
-        part.lora_rank, part.lora_scale = rank, vision.get("lora_alpha", 16) / rank
+        rank = vision.get("lora_r") or (first.shape[0] if first and first.shape else 1)
+        alpha = 16 if vision.get("lora_alpha") is None else vision["lora_alpha"]
+        refuse_unless(type(rank) is int and rank > 0, where, f"lora_r {rank!r}: a whole number above 0 is needed")
+        refuse_unless(type(alpha) in (int, float), where, f"lora_alpha {alpha!r}: a number is needed")
+        part.lora_rank, part.lora_scale = rank, alpha / rank
     return part
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -13,10 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minivllava.checkpoints.weights import raise_problems
+from minivllava.checkpoints.weights import raise_problems, read_aliases, refuse_overflow
 from minivllava.errors import CheckpointError
 
 SHARD_BYTES = 5_000_000_000
+# what is written here: checkpoints of both layouts, with any tokenizer, and the states of training
+OWN_FILES = re.compile(
+    r"(config|(generation|preprocessor|processor)_config|state)\.json|(weights|optimizer)\.safetensors"
+    r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
+    r"|(spiece|sentencepiece\.bpe)\.model|chat_template\.jinja"
+)
 
 
 def write_folder(path: str | Path, write: Callable[[Path], None]):
@@ -24,10 +32,14 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
 
     A folder that was there before is moved aside first: a process that is killed right then leaves it for
     `recover_folder`. If there are several processes, all must call it; only the main one writes.
+
+    Raises CheckpointError, before anything is written, for a file, for the working folder, and for a folder that holds
+    anything not written here: replacing it would delete that.
     """
     if not is_main_process():
         return
-    path = Path(path)
+    path = Path(path).resolve()
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
@@ -44,8 +56,24 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _check_replaceable(path: Path):
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file: name a folder to write.")
+    foreign = next((file for file in sorted(path.iterdir()) if not OWN_FILES.fullmatch(file.name)), None)
+    if foreign is not None:
+        raise CheckpointError(
+            f"{path} holds {foreign.name}, which is no part of a checkpoint and would be lost: name a new folder or an "
+            "empty one, or move that away."
+        )
+    if path == Path.cwd():
+        raise CheckpointError(f"{path} is the working folder, which cannot be replaced: name a folder inside it.")
+
+
 def recover_folder(path: Path):
     """Puts back the folder that `write_folder` had moved aside when its process was killed, if it was."""
+    path = path.resolve()
     for old in path.parent.glob(f".{path.name}.*.old"):
         if not path.exists():
             with suppress(FileNotFoundError):  # another process of the run was faster
@@ -56,7 +84,7 @@ def read_card(file: Path, fix: str) -> dict:
     """The JSON object in a file. Raises CheckpointError if there is none; its message ends with `fix`."""
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is no JSON that can be read ({error}): {fix}.") from error
     if not isinstance(card, dict):
         raise CheckpointError(f"{file} holds no JSON object: {fix}.")
@@ -130,7 +158,8 @@ def _save_file(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(dtype)
+            whole, tensor = tensor, tensor.to(dtype)
+            refuse_overflow(name, whole, tensor)
         storage = tensor.untyped_storage()
         if storage.nbytes() != tensor.nbytes or storage.data_ptr() in places:  # safetensors wants memory of its own
             tensor = tensor.clone()
@@ -147,9 +176,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            aliases = read_aliases(file.metadata())
         return tensors | {name: tensors[twin] for name, twin in aliases.items()}
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): copy it again.") from error
 
 

@@ -5,9 +5,11 @@ and cast at once, so that the peak of memory is the model in its final dtype and
 """
 
 import json
+import math
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 
 # older versions of transformers stored these beside the weights; every model computes them itself
-CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids|\b(attn|attention)\.(masked_)?bias)$")
+LFS_POINTER = b"version https://git-lfs"  # how such a file begins
 SHOWN = 50  # of the tensors that do not fit; a wrong config can have hundreds
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -33,7 +36,7 @@ class Entry:
     file: Path
     name: str  # in the file
     shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None: integers, float8
+    dtype: torch.dtype | None  # None: integers, truth values, complex numbers, float8
 
 
 class Weights:
@@ -106,8 +109,7 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
 
     Raises CheckpointError that names every tensor that is missing, unexpected or misshapen.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = _tied(model)
+    expected, tied = model.state_dict(), _tied(model)
     for part in parts:
         _check(part, expected, tied)
     loaded: dict[str, Tensor] = {}
@@ -119,7 +121,9 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
             if name in part.lora:
                 down, up = (adapters[adapter].float() for adapter in part.lora[name])
                 tensor = tensor.float() + part.lora_scale * up @ down
-            loaded[name] = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+            kind = dtype if expected[name].is_floating_point() else expected[name].dtype
+            loaded[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
+            refuse_overflow(stored, tensor, loaded[name])
             del tensor
     for part in parts:
         _check_tied(part, loaded, tied)
@@ -148,7 +152,9 @@ def weight_files(folder: Path) -> list[Path]:
         shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
         if shards:
             total = int(re.search(r"-of-(\d+)", shards[0].name)[1])
-            names = [f"{stem}-{number + 1:05d}-of-{total:05d}{suffix}" for number in range(total)]
+            names = (
+                f"{stem}-{number + 1:05d}-of-{total:05d}{suffix}" for number in range(total)
+            )  # up to a missing one
             return [_present(folder / name, f"{shards[0].name} is there") for name in names]
     raise CheckpointError(
         f"{folder} is not whole: model.safetensors or pytorch_model.bin (or shards and their index) is missing; "
@@ -159,9 +165,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not names or not all(Path(name).name == name for name in names):
+        if not names or not all(name and Path(name).name == name for name in names):
             raise ValueError("weight_map names no files, or some elsewhere")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of files in its folder: copy it again.") from error
     return [_present(index.with_name(name), f"{index.name} names it") for name in sorted(names)]
 
@@ -174,6 +180,12 @@ def _present(file: Path, because: str) -> Path:
 
 def _entries(file: Path, aliases: dict[str, str]) -> list[Entry]:
     """What a file holds; adds the names that it stores under another name to `aliases`."""
+    with suppress(OSError), open(file, "rb") as opened:  # one that cannot be opened is named where it is read
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(
+                f"{file} is no file of weights but what Git LFS keeps in its place: run git lfs pull where it was "
+                "cloned, and copy it again."
+            )
     if file.suffix == ".bin":
         tensors = _load_bin(file)
         return [
@@ -182,14 +194,25 @@ def _entries(file: Path, aliases: dict[str, str]) -> list[Entry]:
         ]
     try:
         with safe_open(file, framework="pt") as opened:
-            aliases |= json.loads((opened.metadata() or {}).get("aliases", "{}"))
+            aliases |= read_aliases(opened.metadata())
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             return [
                 Entry(file, name, tuple(s.get_shape()), SAFETENSORS_DTYPES.get(s.get_dtype()))
                 for name, s in slices.items()
             ]
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): copy it again.") from error
+
+
+def read_aliases(metadata: dict[str, str] | None) -> dict[str, str]:
+    """The names that a safetensors file of ours stores under another name. Raises ValueError."""
+    try:
+        aliases = json.loads((metadata or {}).get("aliases", "{}"))
+    except RecursionError as error:
+        raise ValueError("aliases too deep") from error
+    if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
+        raise ValueError("its aliases are no names")
+    return aliases
 
 
 def _open(file: Path) -> Callable[[str], Tensor]:
@@ -211,7 +234,8 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} is truncated or no PyTorch file ({short_reason(error, 120)}): copy it again."
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} holds more than named tensors: name a folder of model weights alone.")
     return tensors
 
@@ -222,8 +246,8 @@ def _is_old_pickle(file: Path) -> bool:
         return file.suffix == ".bin" and opened.read(2) != b"PK"
 
 
-def _check(part: Part, expected: dict[str, tuple], tied: dict[str, str]):
-    """Raises CheckpointError for tensors that are missing, unexpected or misshapen."""
+def _check(part: Part, expected: dict[str, Tensor], tied: dict[str, str]):
+    """Raises CheckpointError for tensors that are missing, unexpected, misshapen or no floating-point numbers."""
     stored = part.weights.entries
     adapters = {name for pair in part.lora.values() for name in pair}
     needed = {name for ours, name in part.names.items() if ours not in tied} | adapters
@@ -235,16 +259,42 @@ def _check(part: Part, expected: dict[str, tuple], tied: dict[str, str]):
         if name not in known and not name.startswith(part.elsewhere or ("\0",))
     ]
     for ours, name in part.names.items():
-        if name in stored and stored[name].shape != expected[ours]:
-            problems.append(f"{stored[name].name} is {stored[name].shape}, not {expected[ours]}")
-        if name in stored and stored[name].dtype is None and name.endswith(".weight"):
-            problems.append(f"{stored[name].name} is quantised, and full precision is needed")
+        if name in stored and stored[name].shape != expected[ours].shape:
+            problems.append(f"{stored[name].name} is {stored[name].shape}, not {tuple(expected[ours].shape)}")
+        if name in stored and expected[ours].is_floating_point():
+            problems += not_floating([stored[name]])
     for ours, (down, up) in part.lora.items():
         if down in stored and up in stored:
             rank = part.lora_rank
-            wanted = {down: (rank, expected[ours][1]), up: (expected[ours][0], rank)}
+            rows, columns = expected[ours].shape
+            wanted = {down: (rank, columns), up: (rows, rank)}
             problems += [f"{n} is {stored[n].shape}, not {s}" for n, s in wanted.items() if stored[n].shape != s]
+            problems += not_floating([stored[down], stored[up]])
     raise_problems(problems, part.weights.where)
+
+
+def refuse_overflow(name: str, tensor: Tensor, cast: Tensor):
+    """Raises CheckpointError if numbers became infinite that were not, in a dtype with a smaller range."""
+    smaller = cast.is_floating_point() and torch.finfo(cast.dtype).max < torch.finfo(tensor.dtype).max
+    if not smaller or not cast.numel() or _largest(cast) < math.inf:
+        return
+    largest = _largest(tensor)
+    if largest < math.inf:
+        raise CheckpointError(
+            f"{name} has numbers up to {largest:.3g}, too large for {str(cast.dtype).removeprefix('torch.')}: use "
+            "bfloat16 or float32."
+        )
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest size of a tensor's numbers, found without a copy of them."""
+    return max(abs(end.item()) for end in tensor.aminmax())
+
+
+def not_floating(entries: Iterable[Entry]) -> list[str]:
+    """What is wrong with those stored tensors that are quantised, or were never weights, in words."""
+    found = (entry.name for entry in entries if entry.dtype is None)
+    return [f"{name} is quantised or holds no floating-point numbers, and these are needed" for name in found]
 
 
 def raise_problems(problems: Sequence[str], where: str | Path):

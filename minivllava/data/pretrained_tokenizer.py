@@ -80,14 +80,7 @@ class PretrainedTokenizer(Tokenizer):
 
     def save(self, path: str | Path):
         """Writes tokenizer.json and the files beside it. path: that file, or its folder."""
-        folder = Path(path).parent if Path(path).suffix == ".json" else Path(path)
-        self.backend.save_pretrained(folder)
-        file = folder / "tokenizer_config.json"
-        card = {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key not in _ORIGIN}
-        if self.backend.is_fast:
-            # tokenizer.json says everything; other classes would rebuild parts of it from options they do not save
-            card["tokenizer_class"] = "PreTrainedTokenizerFast"
-        file.write_text(json.dumps(card, indent=2) + "\n")
+        save_backend(self.backend, Path(path).parent if Path(path).suffix == ".json" else Path(path))
 
     def encode(self, text: str) -> list[int]:
         return list(self._encode(text))
@@ -123,6 +116,17 @@ class PretrainedTokenizer(Tokenizer):
         if not self.backend.chat_template:
             return super().render(messages, prompt)
         return self.backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+
+
+def save_backend(tokenizer, folder: Path):
+    """Writes a tokenizer of `transformers` so that its versions 4 and 5 read it, without where it was found."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    card = {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key not in _ORIGIN}
+    if tokenizer.is_fast:
+        # tokenizer.json says everything; other classes would rebuild parts of it from options they do not save
+        card["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(card, indent=2) + "\n")
 
 
 def tokenizer_folder(source: str | Path) -> Path:

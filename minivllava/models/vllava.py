@@ -177,8 +177,8 @@ class VideoLLaVA(nn.Module):
 
         return load_vllava(path, device, dtype, image_encoder, video_encoder, quantize, **switches)
 
-    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, notes: dict | None = None):
-        """Writes a checkpoint folder. See `minivllava.checkpoints.checkpoint.save_vllava`."""
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | str | None = None, notes: dict | None = None):
+        """Writes a checkpoint folder. See `minivllava.checkpoints.checkpoint.save_model`."""
         from minivllava.checkpoints.checkpoint import save_vllava
 
         save_vllava(self, path, dtype, notes)

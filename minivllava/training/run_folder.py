@@ -20,6 +20,8 @@ from minivllava.files import write_json
 from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
 
+UNFINISHED = "-unfinished"  # what the folder of a step's training state ends in
+
 
 class Run:
     """A run's folder: which steps are done, and their logs.
@@ -46,6 +48,10 @@ class Run:
                     f"{self.folder} cannot be made ({error.strerror}): give this run another name."
                 ) from error
             write_json(file, description | {"made_with": environment()}, indent=1)
+        if is_main_process():
+            for unfinished in self.folder.glob(f"*{UNFINISHED}"):  # of a run that was killed right after it had saved
+                if self.done(unfinished.name.removesuffix(UNFINISHED)):
+                    shutil.rmtree(unfinished, ignore_errors=True)
         self.barrier()
 
     def _begun(self) -> bool:
@@ -60,7 +66,7 @@ class Run:
         """Trains and saves, unless that was done before. Returns the step's checkpoint folder."""
         path = self.folder / name
         if not self.done(name):
-            unfinished = self.folder / f"{name}-unfinished"
+            unfinished = self.folder / f"{name}{UNFINISHED}"
             log = train(unfinished)
             if is_main_process():
                 self.write_log(name, log)
