@@ -213,8 +213,9 @@ class Conversation:
         images, videos = _listed(images), _listed(videos)
         if not placeholders(_not_empty(question)):
             question = _with_markers(question, images, videos)
+        paths = [s.path for s in self._seen] + _in_order(placeholders(question), images, videos)
+        ids = _ids(self.model, _turns(self.history, question), self.frames, paths)
         seen = self._seen + self._see(question, images, videos)
-        ids = _ids(self.model, _turns(self.history, question), self.frames, [s.path for s in seen])
         streamer = Streamer(self.model, on_text)
         made = self._continue(ids, seen, sampling or self.sampling, streamer)
         streamer.finish()

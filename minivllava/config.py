@@ -26,9 +26,23 @@ def _check_range(config, low: float, high: float, *names: str):
     for name in names:
         value, whole = getattr(config, name), config.__dataclass_fields__[name].type is int
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
-            kind = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-            raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number {kind}.")
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            least = f" of at least {low:g}" if math.isfinite(low) else ""
+            kind = f" from {low:g} to {high:g}" if math.isfinite(high) else least
+            raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number{kind}.")
+
+
+def _check_stop(stop):
+    if not isinstance(stop, tuple) or not all(type(token) is int for token in stop):
+        raise ConfigError(f"stop is {stop!r}: use a list of token ids.")
+
+
+def _check_switches(config):
+    """Fields that are on or off."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type is bool and type(value) is not bool:
+            raise ConfigError(f"{field.name} is {value!r}: use true or false.")
 
 
 def _check_heads(width: int, heads: int):
@@ -77,6 +91,7 @@ class VisionConfig:
         _check_range(self, 1, math.inf, *sizes)
         _check_range(self, 0, math.inf, "norm_eps")
         _check_range(self, 0, 0.99, "patch_dropout", "masked")
+        _check_switches(self)
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
@@ -132,6 +147,7 @@ class VisionTowerConfig:
 
     def __post_init__(self):
         _check_range(self, 1, math.inf, "frames")
+        _check_switches(self)
         missing = {"model_type", "image_size", "patch_size", "hidden_size", "num_attention_heads"} - set(self.tower)
         if missing:
             raise ConfigError(f"The tower's config lacks {', '.join(sorted(missing))}.")
@@ -199,8 +215,11 @@ class LanguageConfig:
     rope_theta: float = 10_000.0
     tie_embeddings: bool = False
     rope_scaling: RopeScaling | None = None
+    stop: tuple[int, ...] = ()  # ids that end an answer, beside the tokenizer's end of sequence
 
     def __post_init__(self):
+        _check_stop(self.stop)
+        _check_switches(self)
         sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
         _check_range(self, 1, math.inf, *sizes, "rope_theta")
         _check_range(self, 0, math.inf, "norm_eps")
@@ -222,6 +241,7 @@ class CausalLMConfig:
     stop: tuple[int, ...] = ()  # ids that end an answer, beside the tokenizer's end of sequence
 
     def __post_init__(self):
+        _check_stop(self.stop)
         if "model_type" not in self.model:
             raise ConfigError("The language model's config lacks model_type.")
 
@@ -253,6 +273,7 @@ class ModelConfig:
     def __post_init__(self):
         _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
         _check_range(self, -math.inf, math.inf, "select_layer")
+        _check_switches(self)
         check_choice("projector", self.projector, PROJECTORS)
         check_choice("template", self.template, TEMPLATES)
         check_choice("stage1_template", self.stage1_template, TEMPLATES)
@@ -264,6 +285,12 @@ class ModelConfig:
             raise ConfigError("image.temporal is on: an image has one frame, so only video.temporal can be.")
         if self.video.masked:
             raise ConfigError("video.masked: only the image encoder of the ablation runs masked; set it to 0.")
+        for name in ("image_token", "video_token"):
+            token, vocabulary = getattr(self, name), self.language.vocab_size
+            if token is not None and (type(token) is not int or not 0 <= token < vocabulary):
+                raise ConfigError(f"{name} is {token!r}: use an id of the vocabulary, from 0 to {vocabulary - 1}.")
+        if self.image_token is not None and self.image_token == self.video_token:
+            raise ConfigError(f"image_token and video_token are both {self.image_token}: give each its own.")
         for name, layers in (("image", self.image.layers), ("video", self.video.layers)):
             if not -1 - layers <= self.select_layer <= layers:
                 raise ConfigError(
@@ -279,6 +306,12 @@ class ModelConfig:
         for name, keep, tower in kept:
             if keep and not getattr(tower, "has_cls", True):
                 raise ConfigError(f"keep_cls_{name}: the {name} encoder has no CLS token to keep; set it to false.")
+
+    @property
+    def ids_of_placeholders(self) -> dict[str, int]:
+        """Ids of the placeholders that are tokens, as in the port."""
+        named = {"<image>": self.image_token, "<video>": self.video_token}
+        return {text: token for text, token in named.items() if token is not None}
 
     def visual_tokens(self, kind: str, frames: int = 1) -> int:
         """Tokens that one image, or one clip of `frames` frames, takes in the language model's context."""
@@ -312,6 +345,8 @@ class WorldConfig:
     depth: bool = False  # a depth map beside each image
 
     def __post_init__(self):
+        _check_range(self, -math.inf, math.inf, *(field.name for field in fields(self) if field.type is not bool))
+        _check_switches(self)
         if self.size < 16 or self.size % 2:
             raise ConfigError(f"The world's size is {self.size} pixels: use an even number of at least 16.")
         if self.frames < 5:
@@ -354,7 +389,10 @@ class TrainingConfig:
         _check_range(self, 0, math.inf, "steps", "learning_rate", "projector_learning_rate", "weight_decay")
         _check_range(self, 0, math.inf, "clip_norm", "lora_rank", "lora_alpha", "recomputed_layers")
         _check_range(self, 0, 1, "warmup", "lora_dropout")
+        _check_switches(self)
         check_choice("precision", self.precision, ("no", "bf16", "fp16"))
+        if self.projector_learning_rate and not self.learning_rate:
+            raise ConfigError("projector_learning_rate counts as a share of learning_rate, which is 0: use more.")
 
 
 @dataclass(frozen=True)

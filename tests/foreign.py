@@ -59,13 +59,20 @@ def language_config(kind: str, vocabulary: int = 320):
             "n_positions": 128,
             "bos_token_id": 1,
         }
+    if kind == "CTRL":
+        sizes = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "dff": 48}
     if kind == "GPTJ":
         sizes = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4}
     if kind == "GPTNeo":
         sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48}
-        sizes |= {"max_position_embeddings": 128, "attention_types": [[["global", "local"], 1]]}
+        sizes |= {"max_position_embeddings": 128, "attention_types": [[["global"], 2]]}
     if kind == "Gemma3Text":
         sizes |= {"head_dim": 16, "sliding_window": 4, "num_hidden_layers": 6}
+    if kind == "Phi3":
+        rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+        sizes |= {"rope_parameters": rope, "original_max_position_embeddings": 32}
+    if kind == "XGLM":
+        sizes = {"vocab_size": vocabulary, "d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 48}
     if kind == "Mistral":
         sizes |= {"sliding_window": 4}
     return getattr(transformers, f"{kind}Config")(**sizes, eos_token_id=2, pad_token_id=0)

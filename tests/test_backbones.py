@@ -35,6 +35,7 @@ from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, to_dict
 from minivllava.training.lora import lora, lora_recipe
+from minivllava.training.recompute import check_recomputation
 from minivllava.training.stages import stage2
 
 KINDS = ["Qwen2", "GPT2", "Llama", "Mistral", "Gemma3Text"]
@@ -84,7 +85,7 @@ def test_a_llama_becomes_our_decoder_and_others_stay_what_they_are(tmp_path):
     ours, tokenizer = load_language_model(write_language_model(tmp_path / "llama", "Llama"))
     theirs, _ = load_causal_lm(tmp_path / "llama")
     ids = torch.randint(3, 320, (1, 7))
-    assert isinstance(ours, LanguageModel) and len(tokenizer) <= 320
+    assert isinstance(ours, LanguageModel) and len(tokenizer) <= 320 and ours.config.stop == (2, 7)
     assert torch.allclose(ours.logits(ours(ours.embed(ids))), theirs.logits(theirs(theirs.embed(ids))), atol=1e-4)
     other, _ = load_language_model(write_language_model(tmp_path / "qwen", "Qwen2"))
     assert isinstance(other, PretrainedLanguageModel) and other.config.stop == (2, 7)
@@ -98,6 +99,38 @@ def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
     LlamaForCausalLM(config).save_pretrained(folder)
     language, _ = load_language_model(folder)
     assert isinstance(language, PretrainedLanguageModel)
+
+
+@pytest.mark.parametrize(
+    "kind, told",
+    [
+        ("FalconH1", "'falcon_h1' cannot be used here: 'full_attention'"),
+        ("Gemma4Text", "'gemma4_text' cannot read visual tokens in torch.float32"),
+    ],
+)
+def test_models_that_would_answer_wrongly_or_not_at_all_are_refused(tmp_path, kind, told):
+    with pytest.raises(ConfigError, match=told):
+        load_language_model(write_language_model(tmp_path, kind))
+
+
+def test_windows_that_are_counted_from_the_longest_row_are_refused(tmp_path):
+    file = write_language_model(tmp_path, "GPTNeo") / "config.json"
+    layers = {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | layers))
+    with pytest.raises(ConfigError, match="'gpt_neo' has layers that see only the last tokens"):
+        load_language_model(tmp_path)
+
+
+def test_a_dtype_that_a_language_model_cannot_have(tmp_path):
+    foreign_vllava(tmp_path, "XGLM").save_pretrained(tmp_path / "saved")
+    VideoLLaVA.from_pretrained(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="'xglm' cannot read visual tokens in torch.bfloat16"):
+        VideoLLaVA.from_pretrained(tmp_path / "saved", dtype="bfloat16")
+
+
+def test_the_context_is_that_in_which_longrope_is_the_same_for_all_rows(tmp_path):
+    language, _ = load_language_model(write_language_model(tmp_path, "Phi3"))
+    assert language.config.context == part_config(tmp_path, "language").context == 32
 
 
 @pytest.mark.parametrize("kind", ("language", "tower"))
@@ -379,6 +412,13 @@ def recomputed_layers(language_model) -> int:
         newer = hasattr(model, "is_activation_checkpointing")
         return 2 * (model.is_activation_checkpointing if newer else model.is_gradient_checkpointing)
     return sum("forward" in vars(layer) for layer in language_model.layers)
+
+
+def test_a_language_model_that_cannot_recompute_says_so(tmp_path):
+    model = foreign_vllava(tmp_path, "CTRL").language_model
+    check_recomputation(model, training())
+    with pytest.raises(ConfigError, match="recomputed_layers: .* 'ctrl': set it to 0"):
+        check_recomputation(model, training(recomputed_layers=1))
 
 
 @pytest.mark.parametrize("kind", ["ours", "Qwen2", "GPT2"])

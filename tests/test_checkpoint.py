@@ -445,7 +445,8 @@ def test_peak_of_memory(tmp_path, layout, stored, wanted):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(card | {"num_hidden_layers": layers}))
         with torch.device("meta"):
-            names = LanguageModel(huggingface.language_config(json.loads((folder / "config.json").read_text()), ""))
+            config = huggingface.language_config(card | {"num_hidden_layers": layers}, folder / "config.json")
+            names = LanguageModel(config)
         tensors = {
             huggingface.language_names([name])[name]: torch.zeros(tensor.shape, dtype=getattr(torch, stored))
             for name, tensor in names.state_dict().items()

@@ -1,8 +1,19 @@
 """Presets and overrides."""
 
+import math
+
 import pytest
 
-from minivllava.config import ACTIVATIONS, TEMPLATES, ModelConfig, Preset
+from minivllava.config import (
+    ACTIVATIONS,
+    TEMPLATES,
+    LanguageConfig,
+    ModelConfig,
+    Preset,
+    TrainingConfig,
+    VisionConfig,
+    WorldConfig,
+)
 from minivllava.data import conversation
 from minivllava.errors import ConfigError
 from minivllava.models import layers
@@ -45,6 +56,25 @@ def test_override_changes_one_field():
 def test_bad_overrides_say_what_is_wrong(assignment, told):
     with pytest.raises(ConfigError, match=told):
         override(preset("tiny"), assignment)
+
+
+@pytest.mark.parametrize(
+    "part, values",
+    [
+        (ModelConfig, {"keep_cls_video": "no"}),
+        (ModelConfig, {"antialias": "x"}),
+        (ModelConfig, {"image_token": "7"}),
+        (LanguageConfig, {"rope_theta": math.inf}),
+        (LanguageConfig, {"tie_embeddings": 1}),
+        (LanguageConfig, {"stop": 2}),
+        (VisionConfig, {"temporal": None}),
+        (TrainingConfig, {"compiled": "no"}),
+        (WorldConfig, {"images": "8"}),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(part, values):
+    with pytest.raises(ConfigError, match=f"{next(iter(values))} is "):
+        part(**values)
 
 
 def test_choices_are_those_there_are():

@@ -158,6 +158,11 @@ def test_too_long_for_the_context():
         encode("short", "<video>\nWhat?", "this", visual_tokens=[64], context=len(ids) - 1, where="record 7")
 
 
+def test_visual_tokens_are_counted_before_their_ids_are_made():
+    with pytest.raises(ContextLengthError, match="takes 1000000000000 visual tokens.* holds 99: use fewer frames"):
+        encode("short", "<video>\nWhat?", visual_tokens=[10**12], context=99)
+
+
 # records
 
 

@@ -294,6 +294,19 @@ def test_what_the_port_is(port):
         load_vllava(port[1], image_encoder=GOLDEN / "LanguageBind_Image")
 
 
+def test_answers_end_where_generation_config_says(tmp_path, port):
+    folder = shutil.copytree(port[1], tmp_path / "x")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 50]}')
+    model = load_vllava(folder)
+    assert model.config.language.stop == (2, 50)
+    save_port(model, tmp_path / "again", lossy=True)
+    assert load_vllava(tmp_path / "again").config == model.config
+    model.save_pretrained(tmp_path / "own")
+    assert load_vllava(tmp_path / "own").config == model.config
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    refused(load_vllava, folder, "generation_config.json", "eos_token_id", "token ids are needed")
+
+
 def test_fields_that_the_hub_leaves_out(tmp_path, port):
     """The port's config.json on the hub says little: the rest is what `transformers` takes for granted."""
     folder = shutil.copytree(port[1], tmp_path / "x")
@@ -322,6 +335,17 @@ def test_what_no_port_here_can_be(tmp_path, port):
             ("vision_config__image_size", [28, 14], "square"),
             ("vision_config__num_attention_heads", 5, "heads"),
             ("vision_config__hidden_size", "24", "config.json"),
+            ("vision_config__patch_size", [14, 7], "square patches"),
+            ("vision_config__layer_norm_eps", "1e-5", "norm_eps"),
+            ("vision_feature_layer", True, "select_layer"),
+            ("text_config__rms_norm_eps", float("nan"), "norm_eps"),
+            ("text_config__rope_parameters", {"rope_type": "default", "rope_theta": "1e4"}, "rope_theta"),
+            ("text_config__rope_parameters", {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}, "factor"),
+            ("text_config__max_position_embeddings", 2.5, "context"),
+            ("tie_word_embeddings", "false", "tie_embeddings"),
+            ("image_token_index", -5, "image_token"),
+            ("image_token_index", 99999, "image_token"),
+            ("image_token_index", VIDEO, "both 101"),
         ]
     ):
         folder = shutil.copytree(port[1], tmp_path / str(number))
@@ -685,7 +709,7 @@ def test_what_the_port_cannot_be(tmp_path):
 
 def test_what_the_port_leaves_to_its_reader():
     """Its config.json says neither which frames of a clip are taken nor how a prompt is written."""
-    plain = model_config({"model_type": "video_llava"}, "config.json")
+    plain = model_config({"model_type": "video_llava", "text_config": {"vocab_size": 32064}}, "config.json")
     assert losses(plain) == []
     assert "'v1'" in losses(replace(plain, template="v1"))[0]
     assert "'linspace'" in losses(replace(plain, frame_sampling="linspace"))[0]

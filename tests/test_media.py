@@ -608,6 +608,12 @@ def test_image_is_cropped_at_the_centre_or_padded_with_the_mean_colour():
         preprocess_image(image, 32, "stretch")
 
 
+@pytest.mark.parametrize("aspect, becomes", [("pad", "60,000 x 60,000"), ("square", "6,720,000 x 112")])
+def test_a_very_narrow_image_is_refused_before_it_takes_the_memory(aspect, becomes):
+    with pytest.raises(MediaError, match=f"60000 x 1 pixels would become one of {becomes}: crop it"):
+        preprocess_image(np.zeros((1, 60_000, 3), np.uint8), 112, aspect)
+
+
 def test_image_pixels_equal_those_of_the_original():
     """ToTensor, Resize, CenterCrop, Normalize of torchvision 0.15, whose Resize of a tensor is this interpolation."""
     image = np.random.default_rng(0).integers(0, 256, (67, 101, 3), np.uint8)

@@ -140,10 +140,21 @@ def test_only_what_every_batch_runs_is_gathered_layer_by_layer():
         ("preset = ", "is no recipe"),
         ('preset = "smol"', "lacks the field"),
         ('colour = "red"', "no field colour"),
+        ("epochs = 0", "epochs is 0: use a number above 0"),
+        ("epochs = -1", "epochs is -1"),
+        ("epochs = nan", "epochs is nan"),
+        ("epochs = inf", "epochs is inf"),
+        ("epochs = true", "epochs = True is of the wrong type"),
+        ("context = -5", "context is -5"),
+        ("stage1_records = -3", "stage1_records is -3"),
+        ("stage2 = [1]", "stage2 = .* is of the wrong type"),
     ],
 )
 def test_broken_recipes_are_named(tmp_path, text, told):
-    (tmp_path / "mine.toml").write_text(text)
+    name = text.split(" = ")[0]
+    whole = ['preset = "smol"'] + [f'{part} = "x"' for part in ("image_encoder", "video_encoder", "language_model")]
+    whole = [line for line in [*whole, "stage1 = []", "stage2 = []"] if not line.startswith(f"{name} =")]
+    (tmp_path / "mine.toml").write_text("\n".join([text] if name == "preset" else [*whole, text]))
     with pytest.raises(ConfigError, match=rf"mine\.toml.*{told}"):
         read_recipe(tmp_path / "mine.toml")
 
@@ -213,10 +224,13 @@ def test_both_stages_train_from_the_command_line(root, tmp_path, monkeypatch, ca
 def test_a_recipe_that_no_run_can_have_is_refused_before_anything_is_read_or_written(tmp_path):
     for change, told in (
         ("stage2.log_every=0", "stage2: log_every is 0"),
+        ("stage2.learning_rate=0", "projector_learning_rate counts as a share of learning_rate, which is 0"),
         ("stage2.precision=bf16", r"stage1\.precision is no, stage2\.precision is bf16"),
     ):
         with pytest.raises(ConfigError, match=told):
-            train_recipe(recipe(tmp_path), tmp_path / "nowhere", tmp_path / "run", (change,))
+            train_recipe(recipe(tmp_path), tmp_path / "nowhere", tmp_path / "run", (change,), lora=True)
+        with pytest.raises(ConfigError, match=told):
+            plan_recipe(recipe(tmp_path), tmp_path / "nowhere", (change,), lora=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -264,6 +278,22 @@ def test_the_plan_takes_the_sizes_of_parts_that_are_here(root):
     assert plan_recipe(fewer, root).clip_tokens == plan.clip_tokens // 2
     other = replace(told, video_encoder="somebody/else")  # whose sizes are not known: the preset's for both
     assert "somebody/else" in plan_recipe(other, root).elsewhere
+
+
+def test_the_plan_refuses_parts_that_training_would(root):
+    image, video = (str(Path(__file__).parent / f"golden/LanguageBind_{kind}") for kind in ("Image", "Video_merge"))
+    told = replace(recipe(root), image_encoder=image, video_encoder=video)
+    plan_recipe(told, root)
+    fewer = replace(told, change=(*told.change, "model.video.frames=4"))
+    for wrong, message in (
+        (fewer, "model.video.frames is 4, and the video encoder attends over 8"),
+        (replace(told, video_encoder=image), "an encoder for image, and none for video"),
+        (replace(told, image_encoder=video), "an encoder for video, and none for image"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan_recipe(wrong, root)
+        with pytest.raises(ConfigError, match=message):
+            recipe_module._parts(wrong, recipe_preset(wrong))
 
 
 def test_the_plan_is_printed_with_times_that_say_something(root):
@@ -315,7 +345,9 @@ def test_images_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):
 def test_a_run_from_before_a_field_was_there_continues(tmp_path):
     told = to_dict(training())
     before = {key: value for key, value in told.items() if not key.startswith("lora")}
-    Run(tmp_path / "run", {"training": before}).write_log("stage1", [])
-    Run(tmp_path / "run", {"training": told})
+    model = to_dict(ModelConfig())
+    early = model | {"language": {key: value for key, value in model["language"].items() if key != "stop"}}
+    Run(tmp_path / "run", {"training": before, "model": early}).write_log("stage1", [])
+    Run(tmp_path / "run", {"training": told, "model": model})
     with pytest.raises(CheckpointError, match="another training"):
         Run(tmp_path / "run", {"training": to_dict(training(lora_rank=2))})

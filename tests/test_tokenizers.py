@@ -229,6 +229,36 @@ def test_vicuna_is_encoded_as_sentencepiece_does(vicuna, legacy):
         assert rest == [*second, 2]
 
 
+def metaspace_tokenizer():
+    """As LLaMA's of newer versions: a space before the first word of a text, if no special token is before it."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁USERAINTWhatsicolr:?"]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    backend = Backend(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+    )  # fmt: skip
+    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize("question", ["<image>\nWhat is it?", "What <image>is it?", "<video><image>What"])
+def test_what_follows_a_placeholder_of_the_port_is_encoded_as_there(tmp_path, question):
+    tokenizer = read(metaspace_tokenizer(), tmp_path)
+    marks = {text: tokenizer.specials[text] for text in ("<image>", "<video>")}
+    visual = [1] * sum(question.count(text) for text in marks)
+    ids, _ = encode_conversation(turns(question), tokenizer, template("short"), visual, ids_of_placeholders=marks)
+    theirs = tokenizer.backend(f"USER: {question} ASSISTANT:", add_special_tokens=False).input_ids
+    assert ids == [VISUAL if token in marks.values() else token for token in theirs]
+    alone, _ = encode_conversation(turns(question), tokenizer, template("short"), visual)
+    assert len(alone) > len(ids), "in the original every stretch of text begins anew"
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_vicuna_comes_back_as_it_was(vicuna, tmp_path, legacy):
     card = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}

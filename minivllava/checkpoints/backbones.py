@@ -13,7 +13,7 @@ from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config, refuse_unless
 from minivllava.checkpoints.layouts import Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
-from minivllava.checkpoints.original import tower_config
+from minivllava.checkpoints.original import modality, tower_config
 from minivllava.checkpoints.storage import read_card
 from minivllava.checkpoints.weights import CONSTANTS, Weights, not_floating, raise_problems
 from minivllava.config import (
@@ -53,17 +53,17 @@ def load_language_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
     Raises CheckpointError for what cannot be read, ConfigError for a model that does not fit the interface.
     """
     source = Source.find(path)
-    if layout_of(source.card).writer == "minivllava" or _is_our_decoder(source.card):
+    if layout_of(source.card).writer == "minivllava" or _is_our_decoder(source.card, source.folder / "config.json"):
         language, tokenizer = load_language(path)
         return language, need_tokenizer(tokenizer, source.folder)
     return load_causal_lm(path)
 
 
-def _is_our_decoder(card: dict) -> bool:
+def _is_our_decoder(card: dict, where: Path) -> bool:
     if layout_of(card) != Layout("language", "transformers"):
         return False
     try:
-        language_config(card, "")
+        language_config(card, where)
     except CheckpointError:
         return False
     except (ConfigError, KeyError, TypeError, ValueError):  # nobody's; said when it is read
@@ -166,13 +166,26 @@ def part_config(folder: str | Path, kind: str):
         )
     if kind != "language":
         if layout.kind == "languagebind":
+            seen = modality(card)
+            if seen != kind:
+                raise ConfigError(f"{folder} holds an encoder for {seen}, and none for {kind}.")
             return tower_config(source)
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
-    if _is_our_decoder(card):
+    if _is_our_decoder(card, where):
         return described(source, lambda: language_config(card, where))
     theirs = _their_config(source.folder)
     text = theirs.get_text_config()
     return CausalLMConfig(_card(theirs), text.vocab_size, _context(theirs, source.folder), text.hidden_size)
+
+
+def with_frames(video: VisionConfig | VisionTowerConfig, frames: int) -> VisionConfig | VisionTowerConfig:
+    """The config of a video encoder for clips of `frames` frames. Raises ConfigError if its temporal embedding has
+    another length."""
+    if video.temporal and video.frames != frames:
+        raise ConfigError(
+            f"model.video.frames is {frames}, and the video encoder attends over {video.frames}: set the same."
+        )
+    return replace(video, frames=frames)
 
 
 def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
@@ -181,12 +194,7 @@ def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: 
     Sizes are the parts' own; the rest, such as the frames of a clip, is the config's. Raises ConfigError when the parts
     do not fit each other, or a temporal embedding is not as long as the config's clips.
     """
-    frames = config.video.frames
-    if video.config.temporal and video.config.frames != frames:
-        raise ConfigError(
-            f"model.video.frames is {frames}, and the video encoder attends over {video.config.frames}: set the same."
-        )
-    video.config = replace(video.config, frames=frames)
+    video.config = with_frames(video.config, config.video.frames)
     config = replace(config, image=image.config, video=video.config, language=language.config)
     with torch.device("meta"):
         model = VideoLLaVA(config, tokenizer)
@@ -276,13 +284,17 @@ def _their_config(folder: Path, vision: bool = False):
 
 
 def _context(config, folder: Path) -> int:
-    """How many positions a language model of `transformers` has. Raises ConfigError."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """How many positions a language model of `transformers` has; with "longrope", as many as it was first trained on:
+    beyond them the frequencies of a row depend on the longest row of its batch. Raises ConfigError."""
+    text = config.get_text_config()
+    context, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
     if type(context) is not int or context < 1:
         raise ConfigError(
             f"{folder / 'config.json'} does not say how long the context is: max_position_embeddings is {context!r}."
         )
-    return context
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some have one for each kind of layer
+    first = [r["original_max_position_embeddings"] for r in ropes if r.get("rope_type") == "longrope"]
+    return min(context, *first) if first else context
 
 
 def _card(config) -> dict:

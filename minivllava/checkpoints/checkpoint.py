@@ -28,6 +28,7 @@ from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, short_reason
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
+from minivllava.models.pretrained import PretrainedLanguageModel, check_vectors
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, to_dict
 
@@ -143,6 +144,8 @@ def load_vllava(
         model.to(device)
     else:
         model = _build(VideoLLaVA, config, source, parts, device, dtype, tokenizer=tokenizer)
+    if isinstance(model.language_model, PretrainedLanguageModel) and as_dtype(dtype) != torch.float32:
+        check_vectors(model.language_model)  # in float32 that was done when it was taken
     model.freeze_encoders()
     return model
 

@@ -144,8 +144,9 @@ def save_port(model: VideoLLaVA, path: str | Path, lossy: bool = False) -> Repor
             tensors[name] = _with_rows(tensors[name], vocabulary)
     names = huggingface.names(tensors, tower="vision_model.")
     card = huggingface.port_card(config, vocabulary, tokens, next(model.parameters()).dtype)
-    card["text_config"] |= _ends(model.tokenizer)
-    files = {"config": card, "generation_config": _ends(model.tokenizer)} | huggingface.processor_cards(config)
+    ends = _ends(model.tokenizer, language.stop)
+    card["text_config"] |= ends
+    files = {"config": card, "generation_config": ends} | huggingface.processor_cards(config)
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     _write(path, renamed, files, model.tokenizer and port_tokenizer(model.tokenizer, tokens))
     return Report("video-llava", len(tensors), lost)
@@ -171,17 +172,20 @@ def save_llama(model: LanguageModel, path: str | Path, tokenizer: Tokenizer | No
     tensors = {name: t for name, t in gathered(model.state_dict()).items() if name not in model.tied}
     names = huggingface.language_names(tensors)
     dtype_name = str(next(model.parameters()).dtype).removeprefix("torch.")
-    card = huggingface.language_card(model.config, model.config.vocab_size) | _ends(tokenizer)
+    ends = _ends(tokenizer, model.config.stop)
+    card = huggingface.language_card(model.config, model.config.vocab_size) | ends
     card |= {"architectures": ["LlamaForCausalLM"], "dtype": dtype_name, "torch_dtype": dtype_name}
-    files = {"config": card, "generation_config": _ends(tokenizer)}
+    files = {"config": card, "generation_config": ends}
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     _write(path, renamed, files, tokenizer and port_tokenizer(tokenizer, {}))
     return Report("language", len(tensors))
 
 
-def _ends(tokenizer: Tokenizer | None) -> dict[str, int]:
+def _ends(tokenizer: Tokenizer | None, stop: tuple[int, ...]) -> dict:
+    """The ids that begin a sequence and end an answer; more than one of the latter is a list."""
     bos, eos = (tokenizer.bos, tokenizer.eos) if tokenizer else (1, 2)
-    return {"bos_token_id": bos, "eos_token_id": eos}
+    ends = list(dict.fromkeys((eos, *stop)))
+    return {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else eos}
 
 
 def _write(path: str | Path, tensors: dict[str, Tensor], files: dict[str, dict], tokenizer):

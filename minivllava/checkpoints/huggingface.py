@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from minivllava.checkpoints.names import LLAMA, VISION, names_under
+from minivllava.checkpoints.storage import read_card
 from minivllava.config import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig, RopeScaling, VisionConfig
 from minivllava.errors import CheckpointError
 from minivllava.models.layers import ACTIVATIONS
@@ -40,7 +41,10 @@ def vision_config(card: dict, where: str | Path, **more) -> VisionConfig:
     """The encoder that a CLIP `vision_config` describes. Raises CheckpointError for what this one cannot be."""
     card = CLIP_VISION | {name: value for name, value in card.items() if value is not None}
     height, width = card["image_size"] if isinstance(card["image_size"], list) else (card["image_size"],) * 2
-    patch = card["patch_size"][0] if card["patch_size"] and isinstance(card["patch_size"], list) else card["patch_size"]
+    patch = card["patch_size"]
+    if isinstance(patch, list):
+        refuse_unless(len(set(map(str, patch))) == 1, where, f"patch_size {patch}: only square patches are supported")
+        patch = patch[0]
     refuse_unless(height == width, where, f"image_size {card['image_size']}: only square images are supported")
     refuse_unless(card["num_channels"] == 3, where, f"num_channels {card['num_channels']}: only 3 are supported")
     refuse_unless(card["hidden_act"] in ACTIVATIONS, where, f"hidden_act {card['hidden_act']!r} is unknown here")
@@ -71,9 +75,20 @@ def language_config(card: dict, where: str | Path) -> LanguageConfig:
         vocab_size=card["vocab_size"], context=min(context, window) if window else context,
         width=card["hidden_size"], layers=card["num_hidden_layers"], heads=heads,
         kv_heads=card.get("num_key_value_heads", heads), mlp_width=card["intermediate_size"],
-        norm_eps=card["rms_norm_eps"], rope_theta=float(rope.get("rope_theta", card["rope_theta"])),
+        norm_eps=card["rms_norm_eps"], rope_theta=_number(rope.get("rope_theta", card["rope_theta"])),
         tie_embeddings=card["tie_word_embeddings"], rope_scaling=_rope_scaling(rope, card, where),
+        stop=_stop(card, where),
     )  # fmt: skip
+
+
+def _stop(card: dict, where: str | Path) -> tuple[int, ...]:
+    """Ids that end an answer for `transformers`: those of generation_config.json, else config.json."""
+    file = Path(where).with_name("generation_config.json")
+    ends = (read_card(file, "copy it again") if file.is_file() else card).get("eos_token_id")
+    ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    fits = all(type(token) is int for token in ends)
+    refuse_unless(fits, file if file.is_file() else where, f"eos_token_id {ends}: token ids are needed")
+    return ends
 
 
 def _rope_scaling(rope: dict, card: dict, where) -> RopeScaling | None:
@@ -84,11 +99,22 @@ def _rope_scaling(rope: dict, card: dict, where) -> RopeScaling | None:
         return None
     refuse_unless(kind in ("linear", "llama3"), where, f"rope scaling {kind!r}: only linear and llama3 are supported")
     if kind == "linear":
-        return RopeScaling(kind, float(rope["factor"]))
+        return RopeScaling(kind, _number(rope["factor"]))
     context = rope.get("original_max_position_embeddings", card["max_position_embeddings"])
     return RopeScaling(
-        kind, float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), context
+        kind, *(_number(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")), context
     )
+
+
+def _number(value):
+    """A whole number as a float; anything else as it is, for the config to judge."""
+    return float(value) if type(value) is int else value
+
+
+def _token(card: dict, kind: str, default: int) -> int:
+    """The id of a placeholder, under the older of its names or the newer one."""
+    named = (card.get(f"{kind}_token_{end}") for end in ("index", "id"))
+    return next((token for token in named if token is not None), default)
 
 
 def model_config(card: dict, where: str | Path) -> ModelConfig:
@@ -114,8 +140,7 @@ def model_config(card: dict, where: str | Path) -> ModelConfig:
         language=language_config(text | {"tie_word_embeddings": card.get("tie_word_embeddings", False)}, where),
         select_layer=layer, keep_cls_image=strategy == "full", keep_cls_video=True,
         template="short", aspect="square", clip_resize="bicubic", frame_sampling="arange",
-        image_token=card.get("image_token_index", card.get("image_token_id", 32000)),
-        video_token=card.get("video_token_index", card.get("video_token_id", 32001)),
+        image_token=_token(card, "image", 32000), video_token=_token(card, "video", 32001),
     )  # fmt: skip
 
 

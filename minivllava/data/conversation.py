@@ -78,18 +78,26 @@ def encode_conversation(
     visual_tokens: Sequence[int] = (),
     context: int | None = None,
     where: str = "The conversation",
+    ids_of_placeholders: dict[str, int] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels of a conversation in LLaVA's format (a list of `{"from", "value"}`).
 
     visual_tokens: how many tokens each placeholder stands for, in order. The answers and the end-of-turn
     after each are learned; everything else has the label -100. A conversation that ends with a
     human turn is a prompt: it closes with "ASSISTANT:", and nothing is learned from it. What looks like a
-    special token in a turn is ordinary text.
+    special token in a turn is ordinary text. ids_of_placeholders: those of the port, where a placeholder is a
+    special token, which some tokenizers mind when they read the text behind it; the original encodes that text alone.
 
     Raises DataError when placeholders and visuals disagree or turns do not alternate, ContextLengthError
     when the result is longer than `context`. `where` names the record in messages.
     """
     check_turns(turns, where)
+    visual = sum(visual_tokens)
+    if context is not None and visual > context:  # before as many ids are made
+        raise ContextLengthError(
+            f"{where} takes {visual} visual tokens, and the language model's context holds {context}: use fewer frames "
+            "or images."
+        )
     counts = list(visual_tokens)
     begins = tokenizer.bos is not None and not template.own  # a chat template writes its own beginning
     ids, labels = ([tokenizer.bos], [IGNORE]) if begins else ([], [])
@@ -97,8 +105,8 @@ def encode_conversation(
     for is_text, group in groupby(_atoms(turns, tokenizer, template, where), lambda atom: _is_text(atom[0])):
         run = list(group)
         encoded = tokenizer.encode_run(run, before) if is_text else [_place(*atom, counts, where) for atom in run]
-        last = encoded[-1][0][-1:]
-        before = None if is_text or last in ([], [VISUAL]) else last[0]
+        last = run[-1][0]
+        before = None if is_text else last if isinstance(last, int) else (ids_of_placeholders or {}).get(last)
         for new, learned in encoded:
             ids += new
             labels += new if learned else [IGNORE] * len(new)
@@ -108,7 +116,7 @@ def encode_conversation(
         )
     if context is not None and len(ids) > context:
         raise ContextLengthError(
-            f"{where} takes {len(ids)} tokens, {sum(visual_tokens)} of them visual, and the language model's "
+            f"{where} takes {len(ids)} tokens, {visual} of them visual, and the language model's "
             f"context holds {context}: use fewer frames, images or turns."
         )
     return ids, labels

@@ -229,7 +229,7 @@ class Conversations(torch.utils.data.Dataset):
             kinds = [kind for turn in row["conversations"] for kind in placeholders(turn["value"])]
             ids, labels = encode_conversation(
                 row["conversations"], tokenizer, chat_template, [counts[kind] for kind in kinds],
-                None if cut else config.language.context, row["where"],
+                None if cut else config.language.context, row["where"], config.ids_of_placeholders,
             )  # fmt: skip
             if cut:
                 ids, labels = _cut(ids, labels, cut, row["where"])

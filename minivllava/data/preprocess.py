@@ -7,8 +7,9 @@ from einops import rearrange
 from PIL import Image
 
 from minivllava.config import CLIP_MEAN, CLIP_STD
-from minivllava.errors import check_choice
+from minivllava.errors import MediaError, check_choice
 
+MOST_PIXELS = 178_956_970  # of an image, before and after it is padded or resized: as many as Pillow opens
 Colour = tuple[float, float, float]
 
 
@@ -21,11 +22,12 @@ def preprocess_image(
     Short side to `size` (bicubic), centre crop, mean and standard deviation. `aspect="pad"` first pads to a square
     with the mean colour (LLaVA's expand2square: stage 2), "square" does not (stage 1). antialias: as `transformers`
     does; without, as the original, whose ToTensor came first: torchvision 0.15 resized tensors without antialiasing.
-    Raises ConfigError on another aspect.
+    Raises ConfigError on another aspect, MediaError for an image so narrow that it would become too large.
     """
     check_choice("aspect", aspect, ("square", "pad"))
     whole = Image.fromarray(image)
     width, height = whole.size
+    _check_sides(width, height, size, aspect)
     if aspect == "pad" and width != height:
         side = max(width, height)
         padded = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
@@ -63,6 +65,17 @@ def preprocess_video(
         height, width = size, int(width / height * size)
     pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
     return _centre(pixels, size)
+
+
+def _check_sides(width: int, height: int, size: int, aspect: str):
+    """Raises MediaError for an image that would become too large on its way to `size`."""
+    long, short = max(width, height), min(width, height)
+    wide, high = (long, long) if aspect == "pad" else (size * long // short, size)
+    if wide * high > MOST_PIXELS:
+        raise MediaError(
+            f"An image of {width} x {height} pixels would become one of {wide:,} x {high:,}: crop it to a shape nearer "
+            "to a square, or make it smaller."
+        )
 
 
 def _centre(pixels: torch.Tensor, size: int) -> torch.Tensor:

@@ -161,6 +161,12 @@ class PretrainedLanguageModel(nn.Module):
 def check_interface(model: PretrainedLanguageModel):
     """Raises ConfigError unless a model gives its own logits through the interface: with a cache and without, in a
     batch of different lengths. Models that are no decoders, or take no positions, do not."""
+    check_vectors(model)
+    if "local" in getattr(model.inner.config, "attention_layers", ()):  # GPT-Neo
+        raise ConfigError(
+            f"The language model {model.config.model['model_type']!r} has layers that see only the last tokens, and "
+            "counts them from the end of a batch's longest conversation: name another one."
+        )
     device = next(model.parameters()).device
     kind = model.config.model["model_type"]
     rows = rearrange(torch.arange(14, device=device), "(b s) -> b s", b=2) % model.config.vocab_size
@@ -177,7 +183,7 @@ def check_interface(model: PretrainedLanguageModel):
             positions = (lengths + step)[:, None]
             if step < 2:
                 hidden = model(model.embed(rows.gather(1, positions)), positions, cache)[:, 0]
-    except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # of many types
         raise ConfigError(f"The language model {kind!r} cannot be used here: {one_line(error)}") from error
     worst = max((theirs.float() - ours.float()).abs().max().item() for theirs, ours in found)
     if not worst <= 1e-4 + 0.02 * wanted.abs().max().item():  # half precision rounds
@@ -185,6 +191,20 @@ def check_interface(model: PretrainedLanguageModel):
             f"The language model {kind!r} gives other logits through this interface (by {worst:.2g}): its attention "
             "or its positions work in a way that is not supported."
         )
+
+
+@torch.no_grad()
+def check_vectors(model: PretrainedLanguageModel):
+    """Raises ConfigError unless a model reads vectors that are no token's, as visual tokens are, in its dtype."""
+    like = next(model.parameters())
+    vectors = torch.linspace(-1, 1, 3 * model.config.width, device=like.device).to(like.dtype)
+    try:
+        model.logits(model(rearrange(vectors, "(s d) -> 1 s d", s=3)))
+    except Exception as error:  # of many types
+        raise ConfigError(
+            f"The language model {model.config.model['model_type']!r} cannot read visual tokens in {like.dtype}: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def linear_layers(language_model: nn.Module) -> list[str]:

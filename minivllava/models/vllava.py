@@ -76,7 +76,9 @@ class VideoLLaVA(nn.Module):
         frames = config.video.frames if frames is None else frames
         counts = [config.visual_tokens(kind, frames) for turn in turns for kind in placeholders(turn["value"])]
         form = template(template_name or config.template)
-        return encode_conversation(turns, self.tokenizer, form, counts, config.language.context, where)
+        return encode_conversation(
+            turns, self.tokenizer, form, counts, config.language.context, where, config.ids_of_placeholders
+        )
 
     def features(self, visual: Tensor) -> Tensor:
         """Frozen features of a batch: images (b, c, h, w) -> (b, n, d); clips (b, t, c, h, w) -> (b, t n, d).
@@ -146,7 +148,7 @@ class VideoLLaVA(nn.Module):
     def stop_tokens(self) -> tuple[int, ...]:
         """Ids that end an answer: the tokenizer's end of sequence, the language model's own, the template's."""
         own = [end_of_turn(self.tokenizer)] if self.config.template == "chat" else []
-        return tuple({self.tokenizer.eos, *getattr(self.config.language, "stop", ()), *own})
+        return tuple({self.tokenizer.eos, *self.config.language.stop, *own})
 
     # use and storage; the code lives in chat.py and checkpoint.py
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.checkpoints.backbones import part_config
+from minivllava.checkpoints.backbones import part_config, with_frames
 from minivllava.config import LanguageConfig, ModelConfig, Preset, TrainingConfig, VisionConfig
 from minivllava.flops import decoder_flops, encoder_depth, encoder_flops, projector_flops
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.training.loop import scheduled
+from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import adapted_layers
 from minivllava.training.recipe import Recipe, recipe_preset, stage_records
+from minivllava.training.recompute import check_recomputation
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about
 PARTS = ("image_encoder", "video_encoder", "projector", "language_model")
@@ -54,12 +55,15 @@ def plan_recipe(
     nothing is downloaded, and the media need not be there: the JSON files are enough.
 
     tflops: what the machine sustains, for the hours (an H100 at 30 % of its bf16 peak: 300). Lengths of texts are
-    estimates, and so is everything that follows from them.
+    estimates, and so is everything that follows from them. Raises ConfigError for parts and numbers that training
+    would refuse.
     """
     base = recipe_preset(recipe, tuple(changes), lora)
+    check_precision(base, ("stage1", "stage2"))
     base, elsewhere = _with_parts(base, recipe)
     with torch.device("meta"):
         model = VideoLLaVA(base.model)
+    check_recomputation(model.language_model, base.stage2)
     stages = []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
@@ -112,7 +116,7 @@ def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
         here = {kind: name for kind, name in here.items() if kind == "language"}
     sizes = {kind: part_config(name, kind) for kind, name in here.items()}
     if "video" in sizes:
-        sizes["video"] = replace(sizes["video"], frames=base.model.video.frames)  # as `assemble` does
+        sizes["video"] = with_frames(sizes["video"], base.model.video.frames)  # as `assemble` does
     model = replace(base.model, **sizes)
     return replace(base, model=model), list(dict.fromkeys(name for kind, name in parts.items() if kind not in here))
 

@@ -4,6 +4,7 @@ Records are in LLaVA's format, as the original's files have them. Media is decod
 features of a million clips would fill disks. Everything else is as on the embedded world: the same two stages.
 """
 
+import math
 import tomllib
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -43,6 +44,19 @@ class Recipe:
     context: int = 0  # tokens after which a record is cut; 0: the language model's own context
     change: tuple[str, ...] = ()  # fields of the preset, e.g. "stage2.batch_size=64"
 
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind = (int, float) if field.type is float else tuple if "tuple" in str(field.type) else field.type
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits or isinstance(value, tuple) and not all(isinstance(v, str) for v in value):
+                raise ConfigError(f"{field.name} = {value!r} is of the wrong type.")
+        if not 0 < self.epochs < math.inf:
+            raise ConfigError(f"epochs is {self.epochs:g}: use a number above 0.")
+        for name in ("stage1_records", "stage2_records", "context"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use a number above 0, or 0 for all there is.")
+
 
 def read_recipe(name: str | Path) -> Recipe:
     """A recipe by the name of one that comes with the package ("smol", "paper"), or from a TOML file.
@@ -55,15 +69,9 @@ def read_recipe(name: str | Path) -> Recipe:
     if not file.is_file():
         raise ConfigError(f"There is no recipe {str(name)!r}; name a TOML file, or one of {', '.join(names)}.")
     try:
-        recipe = from_dict(Recipe, tomllib.loads(file.read_text(encoding="utf-8")))
+        return from_dict(Recipe, tomllib.loads(file.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{file} is no recipe: {error}") from error
-    for field in fields(Recipe):
-        value = getattr(recipe, field.name)
-        kind = (int, float) if field.type is float else tuple if "tuple" in str(field.type) else field.type
-        if not isinstance(value, kind) or isinstance(value, tuple) and not all(isinstance(v, str) for v in value):
-            raise ConfigError(f"{file}: {field.name} = {value!r} is of the wrong type.")
-    return recipe
 
 
 def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, missing_media: str = "error"):

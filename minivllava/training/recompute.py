@@ -36,7 +36,7 @@ def recomputing(language_model: LanguageModel | PretrainedLanguageModel, trainin
     """Inside, a language model recomputes its activations as the recipe asks. To be entered before training wraps it.
 
     Of a model of `transformers` all layers are computed again, or none. Raises ConfigError where
-    `recompute_elementwise` or `compiled` is asked of one.
+    `recompute_elementwise` or `compiled` is asked of one, and for one that cannot recompute.
     """
     if isinstance(language_model, PretrainedLanguageModel):
         for name in ("recompute_elementwise", "compiled"):
@@ -93,11 +93,17 @@ def check_recomputation(language_model: nn.Module, training: TrainingConfig):
 
 
 def recompute_all(model: nn.Module, on: bool = True):
-    """Switches a model of `transformers` to computing all of its layers again, or back."""
+    """Switches a model of `transformers` to computing all of its layers again, or back. Raises ConfigError for one that
+    cannot."""
     # the first name is the newer one, transformers 5.17 has only the second
     newer = hasattr(model, "activation_checkpointing_enable")
     name = "activation_checkpointing" if newer else "gradient_checkpointing"
-    if on:
-        getattr(model, f"{name}_enable")({"use_reentrant": False})
-    else:
+    if not on:
         getattr(model, f"{name}_disable")()
+        return
+    try:
+        getattr(model, f"{name}_enable")({"use_reentrant": False})
+    except ValueError as error:  # of those without
+        raise ConfigError(
+            f"recomputed_layers: transformers cannot recompute those of a {model.config.model_type!r}: set it to 0."
+        ) from error

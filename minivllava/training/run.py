@@ -88,7 +88,8 @@ def _train_language(preset: Preset, world: Path, run: Run, start, device, progre
         return run.folder / "language"
     texts = load_records(world / "text.json")
     tokenizer = start[1] if start else train_tokenizer(texts, preset.model.language.vocab_size)
-    language = replace(preset.model.language, vocab_size=len(tokenizer))
+    stop = start[0].config.stop if start else ()
+    language = replace(preset.model.language, vocab_size=len(tokenizer), stop=stop)
     torch.manual_seed(preset.language.seed)
     model = VideoLLaVA(replace(preset.model, language=language), tokenizer)
     if start:
@@ -195,13 +196,13 @@ def assemble(config: ModelConfig, bound: LanguageBind, language, tokenizer) -> V
 
 
 def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: LanguageModel | None):
-    """Raises ConfigError if a part has other sizes than the config; vocabularies are each part's own."""
+    """Raises ConfigError if a part has other sizes than the config; vocabularies and ends are each part's own."""
     found = {**bound.config.encoders, "text": bound.config.text} if bound else {}
     found |= {"language": language.config} if language else {}
     for name, part in found.items():
         wanted = getattr(config, name, part)
-        if hasattr(part, "vocab_size"):
-            wanted = replace(wanted, vocab_size=part.vocab_size)
+        own = {field: getattr(part, field) for field in ("vocab_size", "stop") if hasattr(part, field)}
+        wanted = replace(wanted, **own) if own else wanted
         if part != wanted:
             values = ((f.name, getattr(part, f.name), getattr(wanted, f.name, None)) for f in fields(part))
             unlike = "; ".join(f"{field} {is_!r}, not {should!r}" for field, is_, should in values if is_ != should)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from minivllava.checkpoints.storage import is_main_process, read_card
-from minivllava.config import Preset, TrainingConfig
+from minivllava.config import ModelConfig, Preset, TrainingConfig
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.files import write_json
 from minivllava.overrides import from_dict, to_dict
@@ -93,7 +93,7 @@ class Run:
 
 def _completed(key: str, value):
     """A description with the default of every field that did not exist when it was written."""
-    kind = {"preset": Preset, "training": TrainingConfig}.get(key)
+    kind = {"preset": Preset, "model": ModelConfig, "training": TrainingConfig}.get(key)
     try:
         return value if kind is None else to_dict(from_dict(kind, value))
     except ConfigError:  # it has a field that no longer exists
