@@ -18,10 +18,10 @@ from minivllava.checkpoints.weights import raise_problems, read_aliases, refuse_
 from minivllava.errors import CheckpointError
 
 SHARD_BYTES = 5_000_000_000
-# what is written here: checkpoints of both layouts, with any tokenizer, and the states of training; and what a Mac
-# leaves in every folder that it shows
+# what is written here: checkpoints of both layouts, any tokenizer, how they were trained, the states of training; and
+# what a Mac leaves in every folder that it shows
 OWN_FILES = re.compile(
-    r"(config|(generation|preprocessor|processor)_config|state)\.json|(weights|optimizer)\.safetensors"
+    r"(run|log)\.json|(config|(generation|preprocessor|processor)_config|state)\.json|(weights|optimizer)\.safetensors"
     r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
     r"|(spiece|sentencepiece\.bpe)\.model|chat_template\.jinja|\.DS_Store"
