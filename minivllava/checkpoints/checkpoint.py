@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from minivllava.checkpoints import huggingface
+from minivllava.checkpoints.filling import Part, WithoutFirstWeights, count_weights, fill
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.layouts import LLAMAS, Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
 from minivllava.checkpoints.original import Original, languagebind_config, languagebind_parts
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
-from minivllava.checkpoints.weights import Part, Weights, WithoutFirstWeights, count_weights, fill
+from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, short_reason

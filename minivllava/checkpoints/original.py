@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from minivllava.checkpoints.filling import Part
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config, refuse_unless, section, vision_config
 from minivllava.checkpoints.layouts import layout_of
 from minivllava.checkpoints.names import LLAMA, TEXT, VISION, names_under
-from minivllava.checkpoints.weights import Part, Weights
+from minivllava.checkpoints.weights import Weights
 from minivllava.config import ModelConfig, TextConfig, VisionConfig
 from minivllava.errors import CheckpointError
 from minivllava.models.languagebind import LanguageBindConfig

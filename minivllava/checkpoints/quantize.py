@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivllava.checkpoints.filling import WithoutFirstWeights, count_weights
 from minivllava.checkpoints.memory import require_bytes
-from minivllava.checkpoints.weights import WithoutFirstWeights, count_weights
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError, check_choice, short_reason
 from minivllava.models.pretrained import linear_layers

@@ -1,7 +1,6 @@
-"""Weight files, in: safetensors or PyTorch's `.bin`, in one file or in shards, and into a model.
+"""Weight files: safetensors or PyTorch's `.bin`, in one file or in shards.
 
-Every name and shape is known and checked before a tensor is read. Then the tensors are read one after another
-and cast at once, so that the peak of memory is the model in its final dtype and little more.
+Names and shapes are known before a tensor is read, and tensors are read one after another.
 """
 
 import json
@@ -10,17 +9,14 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from minivllava.errors import CheckpointError, short_reason
-from minivllava.models.language import LanguageModel
-from minivllava.models.pretrained import PretrainedLanguageModel
 
 # older versions of transformers stored these beside the weights; every model computes them itself
 CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids|\b(attn|attention)\.(masked_)?bias)$")
@@ -79,68 +75,6 @@ class Weights:
                     yield name, stored(self.entries[name].name)
 
 
-@dataclass
-class Part:
-    """Which stored tensors become which of a model's."""
-
-    weights: Weights
-    names: dict[str, str]  # the model's name -> the stored one
-    elsewhere: tuple[str, ...] = ()  # prefixes of stored tensors that this model does not take from here
-    lora: dict[str, tuple[str, str]] = field(default_factory=dict)  # the model's name -> those of A and B
-    lora_rank: int = 0
-    lora_scale: float = 1.0  # the weight is W + lora_scale * B @ A
-
-
-class WithoutFirstWeights(TorchFunctionMode):
-    """A context in which modules are built without drawing their first weights.
-
-    On the meta device there is nothing to draw, and torch would import its compiler to find that out: two seconds.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(function, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
-
-
-def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) -> nn.Module:
-    """Puts stored tensors into a model that was built on the meta device. Returns it, in eval mode.
-
-    Raises CheckpointError that names every tensor that is missing, unexpected or misshapen.
-    """
-    expected, tied = model.state_dict(), _tied(model)
-    for part in parts:
-        _check(part, expected, tied)
-    loaded: dict[str, Tensor] = {}
-    for part in parts:
-        adapters = dict(_copies(part.weights, [name for pair in part.lora.values() for name in pair]))
-        ours = {stored: name for name, stored in part.names.items() if name not in tied}
-        for stored, tensor in part.weights.read(ours):
-            name = ours[stored]
-            if name in part.lora:
-                down, up = (adapters[adapter].float() for adapter in part.lora[name])
-                tensor = tensor.float() + part.lora_scale * up @ down
-            kind = dtype if expected[name].is_floating_point() else expected[name].dtype
-            loaded[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
-            refuse_overflow(stored, tensor, loaded[name])
-            del tensor
-    for part in parts:
-        _check_tied(part, loaded, tied)
-    loaded |= {name: loaded[twin] for name, twin in tied.items()}
-    model.load_state_dict(loaded, assign=True)
-    for module in model.modules():
-        if isinstance(module, LanguageModel | PretrainedLanguageModel):
-            module.tie()
-    return model.to(device).eval()  # buffers that no file holds are still on the device they were made on
-
-
-def count_weights(model: nn.Module) -> int:
-    """How many numbers a model holds, tied ones once."""
-    tied = _tied(model)
-    return sum(tensor.numel() for name, tensor in model.state_dict().items() if name not in tied)
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights, safetensors before `.bin`. Raises CheckpointError."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
@@ -152,9 +86,8 @@ def weight_files(folder: Path) -> list[Path]:
         shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
         if shards:
             total = int(re.search(r"-of-(\d+)", shards[0].name)[1])
-            names = (
-                f"{stem}-{number + 1:05d}-of-{total:05d}{suffix}" for number in range(total)
-            )  # up to a missing one
+            # not all at once: a file's name may say any number, and the first missing one ends it
+            names = (f"{stem}-{number:05d}-of-{total:05d}{suffix}" for number in range(1, total + 1))
             return [_present(folder / name, f"{shards[0].name} is there") for name in names]
     raise CheckpointError(
         f"{folder} is not whole: model.safetensors or pytorch_model.bin (or shards and their index) is missing; "
@@ -246,33 +179,6 @@ def _is_old_pickle(file: Path) -> bool:
         return file.suffix == ".bin" and opened.read(2) != b"PK"
 
 
-def _check(part: Part, expected: dict[str, Tensor], tied: dict[str, str]):
-    """Raises CheckpointError for tensors that are missing, unexpected, misshapen or no floating-point numbers."""
-    stored = part.weights.entries
-    adapters = {name for pair in part.lora.values() for name in pair}
-    needed = {name for ours, name in part.names.items() if ours not in tied} | adapters
-    known = needed | set(part.names.values())
-    problems = [f"missing {name}" for name in sorted(needed - set(stored))]
-    problems += [
-        f"unexpected {entry.name}"
-        for name, entry in stored.items()
-        if name not in known and not name.startswith(part.elsewhere or ("\0",))
-    ]
-    for ours, name in part.names.items():
-        if name in stored and stored[name].shape != expected[ours].shape:
-            problems.append(f"{stored[name].name} is {stored[name].shape}, not {tuple(expected[ours].shape)}")
-        if name in stored and expected[ours].is_floating_point():
-            problems += not_floating([stored[name]])
-    for ours, (down, up) in part.lora.items():
-        if down in stored and up in stored:
-            rank = part.lora_rank
-            rows, columns = expected[ours].shape
-            wanted = {down: (rank, columns), up: (rows, rank)}
-            problems += [f"{n} is {stored[n].shape}, not {s}" for n, s in wanted.items() if stored[n].shape != s]
-            problems += not_floating([stored[down], stored[up]])
-    raise_problems(problems, part.weights.where)
-
-
 def refuse_overflow(name: str, tensor: Tensor, cast: Tensor):
     """Raises CheckpointError if numbers became infinite that were not, in a dtype with a smaller range."""
     smaller = cast.is_floating_point() and torch.finfo(cast.dtype).max < torch.finfo(tensor.dtype).max
@@ -305,33 +211,6 @@ def raise_problems(problems: Sequence[str], where: str | Path):
         raise CheckpointError(f"{where} does not fit its config: {listed}. Use the config it was trained with.")
 
 
-def _tied(model: nn.Module) -> dict[str, str]:
-    """The names of weights that are another one's: heads that share the token embedding."""
-    tied = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LanguageModel | PretrainedLanguageModel):
-            prefix = f"{name}." if name else ""
-            tied |= {f"{prefix}{theirs}": f"{prefix}{twin}" for theirs, twin in module.tied.items()}
-    return tied
-
-
-def _check_tied(part: Part, loaded: dict[str, Tensor], tied: dict[str, str]):
-    """A head that the config ties to the embedding may be stored too, but then as the same numbers."""
-    for name, twin in tied.items():
-        stored = part.names.get(name)
-        entry = part.weights.entries.get(stored)
-        if entry is None or entry == part.weights.entries.get(part.names.get(twin)):
-            continue
-        for _, tensor in part.weights.read([stored]):
-            if not torch.equal(tensor.to(loaded[twin]), loaded[twin]):
-                raise_problems([f"{entry.name} is not the token embedding, to which the config ties it"], entry.file)
-
-
-def _copies(weights: Weights, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights.read(names):
-        yield name, tensor.clone()
-
-
 def _portions(names: list[str], sizes: list[int], room: int) -> Iterator[list[str]]:
     """Names in order, cut where their sizes together pass `room`."""
     portion, used = [], 0
@@ -346,7 +225,4 @@ def _portions(names: list[str], sizes: list[int], room: int) -> Iterator[list[st
 
 
 def _bytes(entry: Entry) -> int:
-    count = 1
-    for side in entry.shape:
-        count *= side
-    return count * (entry.dtype.itemsize if entry.dtype else 8)
+    return math.prod(entry.shape) * (entry.dtype.itemsize if entry.dtype else 8)
