@@ -64,7 +64,7 @@ def projector_flops(config: ModelConfig, visual_tokens: int, backward: float = 0
 
 def encoder_depth(encoder: VisionConfig, select_layer: int) -> int:
     """How many of an encoder's layers the projector's features need. select_layer: as in ModelConfig."""
-    return range(1 + encoder.layers)[select_layer]
+    return select_layer if select_layer >= 0 else 1 + encoder.layers + select_layer
 
 
 def clip_flops(config: ModelConfig, frames: int) -> float:

@@ -105,7 +105,7 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Pr
         if not judge.file.stat().st_size:
             log.write(json.dumps(header, ensure_ascii=False) + "\n")
         waiting = [pool.submit(_ask, case, protocol, judge) for case in todo]
-        written, refused = set(), []
+        written, refusals = set(), 0
 
         def write(future: Future) -> dict:
             row = future.result()
@@ -116,27 +116,20 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Pr
         try:
             answered = as_completed(waiting)
             for future in tqdm(answered, "judge", len(todo), disable=not judge.progress, leave=False):
-                try:
-                    row = write(future)
-                except _Refused as error:  # of one question, or of them all?
-                    refused.append(f"{todo[waiting.index(future)].id}: {error}")
-                    if not (done or written) and len(refused) >= judge.workers:
-                        raise
-                    continue
+                row = write(future)
                 if "verdict" in row:
                     done[row["id"]] = row
-                else:
-                    problems.add(f"{row['id']}: {judge.model} replied {row['reply'][:80]!r}: {row['malformed']}")
-            if refused and not (done or written):
-                raise JudgeError(refused[0])
+                    continue
+                problems.add(f"{row['id']}: {judge.model} replied {row['reply'][:80]!r}: {row['malformed']}")
+                refusals += "refused" in row
+                if refusals == len(written) and not done and refusals in (judge.workers, len(todo)):
+                    raise JudgeError(row["malformed"])  # not one question is refused, but all of them
         except BaseException:
             pool.shutdown(cancel_futures=True)
             for future in waiting:  # what came in the meantime has been paid for
                 if future not in written and not future.cancelled() and future.exception() is None:
                     write(future)
             raise
-        for refusal in refused:
-            problems.add(refusal)
     problems.check(AGAIN)
     return {case.id: done[case.id]["verdict"] for case in cases if case.id in done}
 
@@ -168,13 +161,16 @@ def _known(file: Path, header: dict) -> dict[str, dict]:
 
 
 def _ask(case: Case, protocol: Protocol, judge: Judge) -> dict:
-    """The line for one case: its verdict, or after `judge.tries` replies the last one and what is wrong with it."""
+    """The line for one case: its verdict, or why there is none: it is refused, or no reply could be read."""
     messages = protocol.messages(case.fields)
     row = {"id": case.id, "messages": _hash(messages)}
     for attempt in range(judge.tries):
         # as MM-Vet's script does: at temperature 0 the same reply would come again
         temperature = None if protocol.temperature is None else min(protocol.temperature + attempt / 2, 2.0)
-        reply, model = _complete(messages, temperature, protocol.max_tokens, judge)
+        try:
+            reply, model = _complete(messages, temperature, protocol.max_tokens, judge)
+        except _Refused as error:
+            return row | {"reply": "", "malformed": str(error), "refused": True}
         row |= {"reply": reply, "model": model}
         try:
             return row | {"verdict": protocol.parse(reply)}
