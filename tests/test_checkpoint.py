@@ -433,12 +433,17 @@ print(peak() - before, sum(t.numel() * t.itemsize for t in model.state_dict().va
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts memory as Linux does")
 @pytest.mark.parametrize(
-    "layout, stored, wanted", [("safetensors", "float16", "float32"), ("bin", "float32", "bfloat16")]
+    "layout, stored, wanted, vocabulary",
+    [
+        ("safetensors", "float16", "float32", 4000),
+        ("bin", "float32", "bfloat16", 4000),
+        ("safetensors", "float32", "bfloat16", 64000),  # where two tensors are half of all
+    ],
 )
-def test_peak_of_memory(tmp_path, layout, stored, wanted):
+def test_peak_of_memory(tmp_path, layout, stored, wanted, vocabulary):
     """No more than 1.15 times the weights in their final dtype, whatever the files hold."""
     card = {
-        "model_type": "llama", "vocab_size": 4000, "hidden_size": 512, "intermediate_size": 1536,
+        "model_type": "llama", "vocab_size": vocabulary, "hidden_size": 512, "intermediate_size": 1536,
         "num_hidden_layers": 8, "num_attention_heads": 8,
     }  # fmt: skip
     for folder, layers in ((tmp_path / "warm", 1), (tmp_path / "large", 14 if wanted == "float32" else 28)):

@@ -106,8 +106,8 @@ class Study:
 
 def study_names() -> list[str]:
     """The studies that come with the package, in the order of the paper's tables and of the ten questions."""
-    order = ("alignment", "alignment-long", "joint", "joint-long", "ratio", "stages", "stages-long", "projector", "time",
-             "time-long", "hallucination", "hallucination-long", "scale", "layer", "modality")  # fmt: skip
+    order = ("alignment", "alignment-long", "joint", "joint-long", "ratio", "stages", "stages-long", "projector",
+             "time", "time-long", "hallucination", "hallucination-long", "scale", "layer", "modality")  # fmt: skip
     found = {file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml")}
     return [name for name in order if name in found] + sorted(found - set(order))
 

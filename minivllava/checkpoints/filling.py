@@ -1,7 +1,7 @@
 """Stored tensors into a model: every name and shape is checked before a tensor is read, then they are read one after
 another and cast at once, so that the peak of memory is the model in its final dtype and little more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,16 +48,18 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
         _check(part, expected, tied)
     loaded: dict[str, Tensor] = {}
     for part in parts:
-        adapters = dict(_copies(part.weights, [name for pair in part.lora.values() for name in pair]))
+        adapters = _whole(part.weights, [name for pair in part.lora.values() for name in pair])
         ours = {stored: name for name, stored in part.names.items() if name not in tied}
-        for stored, tensor in part.weights.read(ours):
+        for stored, rows, tensor in part.weights.read(ours):
             name = ours[stored]
             if name in part.lora:
-                down, up = (adapters[adapter].float() for adapter in part.lora[name])
-                tensor = tensor.float() + part.lora_scale * up @ down
-            kind = dtype if expected[name].is_floating_point() else expected[name].dtype
-            loaded[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
-            refuse_overflow(stored, tensor, loaded[name])
+                down, up = (adapters[adapter] for adapter in part.lora[name])
+                tensor = tensor.float() + part.lora_scale * up[rows] @ down
+            if name not in loaded:
+                kind = dtype if expected[name].is_floating_point() else expected[name].dtype
+                loaded[name] = torch.empty(expected[name].shape, dtype=kind, device=device)
+            loaded[name][rows] = tensor
+            refuse_overflow(stored, tensor, loaded[name][rows])
             del tensor
     for part in parts:
         _check_tied(part, loaded, tied)
@@ -119,11 +121,14 @@ def _check_tied(part: Part, loaded: dict[str, Tensor], tied: dict[str, str]):
         entry = part.weights.entries.get(stored)
         if entry is None or entry == part.weights.entries.get(part.names.get(twin)):
             continue
-        for _, tensor in part.weights.read([stored]):
-            if not torch.equal(tensor.to(loaded[twin]), loaded[twin]):
+        for _, rows, tensor in part.weights.read([stored]):
+            if not torch.equal(tensor.to(loaded[twin]), loaded[twin][rows]):
                 raise_problems([f"{entry.name} is not the token embedding, to which the config ties it"], entry.file)
 
 
-def _copies(weights: Weights, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights.read(names):
-        yield name, tensor.clone()
+def _whole(weights: Weights, names: list[str]) -> dict[str, Tensor]:
+    """Some stored tensors by name, in float32."""
+    found = {name: torch.empty(weights.entries[name].shape) for name in names}
+    for name, rows, tensor in weights.read(names):
+        found[name][rows] = tensor
+    return found

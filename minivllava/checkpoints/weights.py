@@ -1,6 +1,6 @@
 """Weight files: safetensors or PyTorch's `.bin`, in one file or in shards.
 
-Names and shapes are known before a tensor is read, and tensors are read one after another.
+Names and shapes are known before a tensor is read, and tensors are read one after another, large ones row by row.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,19 +61,21 @@ class Weights:
                 self.entries[name] = entry
         self.entries |= {name: self.entries[twin] for name, twin in aliases.items() if twin in self.entries}
 
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of each name, file by file. Copy what you keep: a tensor is a view of its file."""
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, EllipsisType | slice, Tensor]]:
+        """(name, which rows, tensor) of each name, file by file: `...` and the whole tensor, or of a large one some of
+        its rows after others. Copy what you keep: a tensor is a view of its file."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self.entries[name].file, []).append(name)
         for file, wanted in by_file.items():
-            sizes = [_bytes(self.entries[name]) for name in wanted]
-            room = sum(sizes) if _is_old_pickle(file) else min(256 << 20, max(4 << 20, sum(sizes) // 32))
-            for portion in _portions(wanted, sizes, room):
+            total = sum(_bytes(self.entries[name]) for name in wanted)
+            room = total if _is_old_pickle(file) else min(256 << 20, max(4 << 20, total // 32))
+            pieces = [(name, rows, size) for name in wanted for rows, size in _pieces(self.entries[name], room)]
+            for portion in _portions(pieces, room):
                 # Opened again for each portion: pages of a mapped file count as memory until it is closed.
                 stored = _open(file)
-                for name in portion:
-                    yield name, stored(self.entries[name].name)
+                for name, rows in portion:
+                    yield name, rows, stored(self.entries[name].name)[rows]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -211,14 +214,27 @@ def raise_problems(problems: Sequence[str], where: str | Path):
         raise CheckpointError(f"{where} does not fit its config: {listed}. Use the config it was trained with.")
 
 
-def _portions(names: list[str], sizes: list[int], room: int) -> Iterator[list[str]]:
-    """Names in order, cut where their sizes together pass `room`."""
+def _pieces(entry: Entry, room: int) -> Iterator[tuple[EllipsisType | slice, int]]:
+    """Which rows of a tensor are read together, and their bytes: `...` for all where they fit into `room`."""
+    size = _bytes(entry)
+    if size <= room:
+        yield ..., size
+        return
+    row = size // entry.shape[0]
+    rows = max(1, room // row)
+    for first in range(0, entry.shape[0], rows):
+        last = min(first + rows, entry.shape[0])
+        yield slice(first, last), (last - first) * row
+
+
+def _portions(pieces: list[tuple], room: int) -> Iterator[list[tuple]]:
+    """Names and rows in order, cut where their sizes together pass `room`. pieces: (name, rows, size)."""
     portion, used = [], 0
-    for name, size in zip(names, sizes, strict=True):
+    for name, rows, size in pieces:
         if portion and used + size > room:
             yield portion
             portion, used = [], 0
-        portion.append(name)
+        portion.append((name, rows))
         used += size
     if portion:
         yield portion
