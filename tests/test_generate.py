@@ -9,10 +9,10 @@ from tiny import tiny_config, tiny_vllava, training, write_records
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+import minivllava.models.compiled_layers as compiled_layers
 import minivllava.models.decoding as decoding
 import minivllava.models.generate as generation
 import minivllava.models.kv_cache as kv_cache
-import minivllava.models.language as language
 import minivllava.training.recompute as recompute
 from minivllava.chat import Conversation, chat_batch
 from minivllava.data.dataset import load_records
@@ -107,7 +107,8 @@ def test_fixed_shapes_give_the_same_answers(monkeypatch):
         shapes.add((tuple(x.shape), tuple(cache.keys.shape), tuple(cache.mask.shape)))
         return DecoderLayer.__call__(self, x, cos, sin, cache)
 
-    monkeypatch.setattr(language, "compiled_layer", lambda one_token: layer if one_token else DecoderLayer.__call__)
+    uses = {compiled_layers.one_token: layer, compiled_layers.prompt: DecoderLayer.__call__}
+    monkeypatch.setattr(compiled_layers, "compiled", uses.get)
     assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(30), compiled=True) == expected
     assert len(shapes) == 1, "all steps and layers have one shape"
 
@@ -117,10 +118,12 @@ def test_one_compiled_layer_serves_all(monkeypatch):
 
     steps, prompts_of = CompileCounter(), CompileCounter()
     compiled = {
-        True: torch.compile(language.run_on_token, backend=steps, fullgraph=True),
-        False: torch.compile(language.run_on_prompt, backend=prompts_of, fullgraph=True, dynamic=True),
-    }
-    monkeypatch.setattr(language, "compiled_layer", lambda one_token: compiled[one_token])
+        use: torch.compile(use, backend=backend, fullgraph=True, dynamic=dynamic)
+        for use, backend, dynamic in (
+            (compiled_layers.one_token, steps, None), (compiled_layers.prompt, prompts_of, True),
+        )
+    }  # fmt: skip
+    monkeypatch.setattr(compiled_layers, "compiled", compiled.get)
     model, prompts = language_model(layers=3), batch()
     compilations = []
     for shorter in (0, 1, 13):
@@ -333,8 +336,9 @@ def test_compiled_layers_give_the_same_gradients(monkeypatch, frozen):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("aot_eager")
-    whole = torch.compile(recompute.run_frozen if frozen else recompute.run_learning, backend=counter, dynamic=True)
-    monkeypatch.setattr(recompute, "compiled_layer", lambda learns: whole)
+    use = compiled_layers.frozen if frozen else compiled_layers.learning
+    whole = torch.compile(use, backend=counter, dynamic=True)
+    monkeypatch.setattr(recompute, "compiled", {use: whole}.get)
     model = language_model(layers=3).train().requires_grad_(not frozen)
 
     def gradients(x: torch.Tensor) -> list[torch.Tensor]:

@@ -1,7 +1,7 @@
 """The language model: a LLaMA decoder (RMSNorm, rotary positions, SwiGLU, grouped-query attention, KV cache)."""
 
-import functools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from minivllava.config import CausalLMConfig, LanguageConfig
+from minivllava.models import compiled_layers
 from minivllava.models.kv_cache import KVCache, LayerCache
 from minivllava.models.layers import attention_weights
 from minivllava.models.pretrained import PretrainedLanguageModel
@@ -17,7 +18,7 @@ from minivllava.models.rotary import rotary_angles, rotate
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last axis; the mean is computed in float32."""
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -25,12 +26,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda:  # one kernel there; on a CPU it is made of more operations than the lines below
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # x * rsqrt(mean(x^2) + eps) * weight, in fewer operations: the mean of squares is the length squared, over d
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse_root = torch.addcmul(length.new_tensor(self.eps), length, length, value=1 / x.shape[-1]).rsqrt()
-        return (x * inverse_root).to(x.dtype) * self.weight
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class CausalAttention(nn.Module):
@@ -102,26 +98,6 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-def run_on_token(layer: DecoderLayer, *inputs) -> Tensor:
-    """A layer on one token of each row. torch.compile keeps what it makes, and counts it, by function: so steps of one
-    token and prompts of any length have a function each."""
-    return layer(*inputs)
-
-
-def run_on_prompt(layer: DecoderLayer, *inputs) -> Tensor:
-    """A layer on a prompt."""
-    return layer(*inputs)
-
-
-@functools.cache
-def compiled_layer(one_token: bool) -> Callable:
-    """A layer through torch.compile, for steps of one token or for prompts of any length; all layers share it."""
-    if not one_token:
-        return torch.compile(run_on_prompt, dynamic=True)
-    # the tuning pays for products with a single row, which then read their weights at the memory's full speed
-    return torch.compile(run_on_token, options={"coordinate_descent_tuning": True})
-
-
 class LanguageModel(nn.Module):
     """Embeddings (b, s, d) -> hidden states (b, s, d); `head` turns those into logits (b, s, v).
 
@@ -191,7 +167,8 @@ class LanguageModel(nn.Module):
         x = rearrange(embeddings, "b s d -> (b s) d")  # to all but attention, each token is alone
         layers = self.layers
         if compiled and on_attention is None:
-            layers = [functools.partial(compiled_layer(one_token=length == 1), layer) for layer in self.layers]
+            run = compiled_layers.compiled(compiled_layers.one_token if length == 1 else compiled_layers.prompt)
+            layers = [partial(run, layer) for layer in self.layers]
         for layer, layer_cache in zip(layers, caches, strict=True):
             if on_attention is not None:
                 on_attention(layer.attention.weights(layer.attention_norm(x), cos, sin))

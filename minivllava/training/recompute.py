@@ -7,17 +7,18 @@ matrix products and of attention, but no norms, rotations and activations: a thi
 chooses by itself which of their results are kept. Gradients stay the same, up to rounding where kernels are fused.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from minivllava.config import TrainingConfig
 from minivllava.errors import ConfigError
-from minivllava.models.language import DecoderLayer, LanguageModel
+from minivllava.models.compiled_layers import compiled, frozen, learning
+from minivllava.models.language import LanguageModel
 from minivllava.models.pretrained import PretrainedLanguageModel
 
 # what costs most of a layer's time, by the names that PyTorch dispatches; everything else is elementwise
@@ -54,7 +55,7 @@ def recomputing(language_model: LanguageModel | PretrainedLanguageModel, trainin
         run = layer.forward
         if training.compiled:
             learns = any(weight.requires_grad for weight in layer.parameters())
-            run = partial(compiled_layer(learns), layer)
+            run = partial(compiled(learning if learns else frozen), layer)
         if number < training.recomputed_layers:
             run = partial(checkpoint, run, use_reentrant=False)
         elif training.recompute_elementwise and not training.compiled:
@@ -67,23 +68,6 @@ def recomputing(language_model: LanguageModel | PretrainedLanguageModel, trainin
     finally:
         for layer in changed:
             del layer.forward  # its class has the usual one
-
-
-def run_learning(layer: DecoderLayer, *inputs) -> Tensor:
-    """A layer whose weights learn. torch 2.11 would reuse what it compiled for frozen weights, without their gradients:
-    so both cases have a function each."""
-    return DecoderLayer.forward(layer, *inputs)
-
-
-def run_frozen(layer: DecoderLayer, *inputs) -> Tensor:
-    """A layer whose weights are frozen, as in stage 1."""
-    return DecoderLayer.forward(layer, *inputs)
-
-
-@cache
-def compiled_layer(learns: bool) -> Callable:
-    """A layer through torch.compile, for batches of any length; all layers share it."""
-    return torch.compile(run_learning if learns else run_frozen, dynamic=True)
 
 
 def check_recomputation(language_model: nn.Module, training: TrainingConfig):
