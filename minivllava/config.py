@@ -5,9 +5,9 @@ Vary a preset with `dataclasses.replace`, or with `overrides.override(preset, "s
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 
 from minivllava.errors import ConfigError, check_choice
+from minivllava.fields import check_range, check_types, fits
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, each colour's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -19,30 +19,6 @@ TOWER_SIZES = (
 ACTIVATIONS = ("gelu", "quick_gelu")  # models/layers.py
 FRAME_SAMPLINGS = ("linspace", "arange", "opencv")  # data/media.py
 TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
-
-
-def _check_range(config, low: float, high: float, *names: str):
-    """Numbers from `low` to `high`; whole ones in the fields that hold an int."""
-    for name in names:
-        value, whole = getattr(config, name), config.__dataclass_fields__[name].type is int
-        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low <= value <= high:
-            least = f" of at least {low:g}" if math.isfinite(low) else ""
-            kind = f" from {low:g} to {high:g}" if math.isfinite(high) else least
-            raise ConfigError(f"{name} is {value!r}: use a {'whole ' if whole else ''}number{kind}.")
-
-
-def _check_stop(stop):
-    if not isinstance(stop, tuple) or not all(type(token) is int for token in stop):
-        raise ConfigError(f"stop is {stop!r}: use a list of token ids.")
-
-
-def _check_switches(config):
-    """Fields that are on or off."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.type is bool and type(value) is not bool:
-            raise ConfigError(f"{field.name} is {value!r}: use true or false.")
 
 
 def _check_heads(width: int, heads: int):
@@ -87,11 +63,11 @@ class VisionConfig:
         return max(1, round(self.grid**2 * (1 - self.masked)))
 
     def __post_init__(self):
+        check_types(self)
         sizes = ("image_size", "patch_size", "width", "layers", "heads", "mlp_width", "frames")
-        _check_range(self, 1, math.inf, *sizes)
-        _check_range(self, 0, math.inf, "norm_eps")
-        _check_range(self, 0, 0.99, "patch_dropout", "masked")
-        _check_switches(self)
+        check_range(self, 1, math.inf, *sizes)
+        check_range(self, 0, math.inf, "norm_eps")
+        check_range(self, 0, 0.99, "patch_dropout", "masked")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         _check_heads(self.width, self.heads)
@@ -146,13 +122,13 @@ class VisionTowerConfig:
         return self.tower["model_type"] == "clip_vision_model"
 
     def __post_init__(self):
-        _check_range(self, 1, math.inf, "frames")
-        _check_switches(self)
+        check_types(self)
+        check_range(self, 1, math.inf, "frames")
         missing = {"model_type", "image_size", "patch_size", "hidden_size", "num_attention_heads"} - set(self.tower)
         if missing:
             raise ConfigError(f"The tower's config lacks {', '.join(sorted(missing))}.")
         for name, size in self.tower.items():
-            if name in TOWER_SIZES and (not isinstance(size, int) or size < 1):
+            if name in TOWER_SIZES and not (fits(int, size) and size >= 1):
                 raise ConfigError(f"The tower's {name} is {size!r}: use a whole number of at least 1.")
         check_choice("vision tower", self.tower["model_type"], VISION_TOWERS)
 
@@ -171,8 +147,9 @@ class TextConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        _check_range(self, 1, math.inf, "vocab_size", "context", "width", "layers", "heads", "mlp_width")
-        _check_range(self, 0, math.inf, "norm_eps")
+        check_types(self)
+        check_range(self, 1, math.inf, "vocab_size", "context", "width", "layers", "heads", "mlp_width")
+        check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
         check_choice("activation", self.activation, ACTIVATIONS)
 
@@ -193,9 +170,10 @@ class RopeScaling:
     original_context: int = 8192
 
     def __post_init__(self):
+        check_types(self)
         check_choice("rope scaling", self.kind, ("linear", "llama3"))
-        _check_range(self, 1e-6, math.inf, "factor", "low_freq_factor", "high_freq_factor")
-        _check_range(self, 1, math.inf, "original_context")
+        check_range(self, 1e-6, math.inf, "factor", "low_freq_factor", "high_freq_factor")
+        check_range(self, 1, math.inf, "original_context")
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise ConfigError(f"high_freq_factor {self.high_freq_factor} is not above {self.low_freq_factor}.")
 
@@ -218,11 +196,10 @@ class LanguageConfig:
     stop: tuple[int, ...] = ()  # ids that end an answer, beside the tokenizer's end of sequence
 
     def __post_init__(self):
-        _check_stop(self.stop)
-        _check_switches(self)
+        check_types(self)
         sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
-        _check_range(self, 1, math.inf, *sizes, "rope_theta")
-        _check_range(self, 0, math.inf, "norm_eps")
+        check_range(self, 1, math.inf, *sizes, "rope_theta")
+        check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.")
@@ -241,7 +218,8 @@ class CausalLMConfig:
     stop: tuple[int, ...] = ()  # ids that end an answer, beside the tokenizer's end of sequence
 
     def __post_init__(self):
-        _check_stop(self.stop)
+        check_types(self)
+        check_range(self, 1, math.inf, "vocab_size", "context", "width")
         if "model_type" not in self.model:
             raise ConfigError("The language model's config lacks model_type.")
 
@@ -271,9 +249,8 @@ class ModelConfig:
     projector_queries: int = 16  # of the "resampler": tokens of each image or clip
 
     def __post_init__(self):
-        _check_range(self, 1, math.inf, "embed_dim", "projector_queries")
-        _check_range(self, -math.inf, math.inf, "select_layer")
-        _check_switches(self)
+        check_types(self)
+        check_range(self, 1, math.inf, "embed_dim", "projector_queries")
         check_choice("projector", self.projector, PROJECTORS)
         check_choice("template", self.template, TEMPLATES)
         check_choice("stage1_template", self.stage1_template, TEMPLATES)
@@ -287,7 +264,7 @@ class ModelConfig:
             raise ConfigError("video.masked: only the image encoder of the ablation runs masked; set it to 0.")
         for name in ("image_token", "video_token"):
             token, vocabulary = getattr(self, name), self.language.vocab_size
-            if token is not None and (type(token) is not int or not 0 <= token < vocabulary):
+            if token is not None and not 0 <= token < vocabulary:
                 raise ConfigError(f"{name} is {token!r}: use an id of the vocabulary, from 0 to {vocabulary - 1}.")
         if self.image_token is not None and self.image_token == self.video_token:
             raise ConfigError(f"image_token and video_token are both {self.image_token}: give each its own.")
@@ -345,19 +322,14 @@ class WorldConfig:
     depth: bool = False  # a depth map beside each image
 
     def __post_init__(self):
-        _check_range(self, -math.inf, math.inf, *(field.name for field in fields(self) if field.type is not bool))
-        _check_switches(self)
+        check_types(self)
+        check_range(self, 0, math.inf, *(field.name for field in fields(self)))
+        check_range(self, 0, 1, "lists")
+        check_range(self, 1, math.inf, "fps")
         if self.size < 16 or self.size % 2:
             raise ConfigError(f"The world's size is {self.size} pixels: use an even number of at least 16.")
         if self.frames < 5:
             raise ConfigError(f"Clips of {self.frames} frames cannot hold two events: use at least 5.")
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise ConfigError(f"The world's {field.name} is {getattr(self, field.name)}: use at least 0.")
-        if self.fps < 1:
-            raise ConfigError(f"The world's fps is {self.fps}: use at least 1.")
-        if self.lists > 1:
-            raise ConfigError(f"The world's lists is {self.lists}: it is a share, use at most 1.")
 
 
 @dataclass(frozen=True)
@@ -385,11 +357,14 @@ class TrainingConfig:
     compiled: bool = False  # its layers run through torch.compile, which also recomputes what is elementwise
 
     def __post_init__(self):
-        _check_range(self, 1, math.inf, "batch_size", "accumulation", "log_every", "checkpoint_every")
-        _check_range(self, 0, math.inf, "steps", "learning_rate", "projector_learning_rate", "weight_decay")
-        _check_range(self, 0, math.inf, "clip_norm", "lora_rank", "lora_alpha", "recomputed_layers")
-        _check_range(self, 0, 1, "warmup", "lora_dropout")
-        _check_switches(self)
+        check_types(self)
+        check_range(self, 1, math.inf, "batch_size", "accumulation", "log_every", "checkpoint_every")
+        check_range(self, 0, math.inf, "steps", "learning_rate", "projector_learning_rate", "weight_decay")
+        check_range(self, 0, math.inf, "clip_norm", "lora_rank", "lora_alpha", "recomputed_layers")
+        check_range(self, 0, 1, "warmup", "lora_dropout")
+        check_range(self, 0, 1e10, "seed")  # PyTorch's seeds have 64 bits; training/loop.py multiplies by about 1e9
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas is {self.betas}: use two numbers from 0 to less than 1.")
         check_choice("precision", self.precision, ("no", "bf16", "fp16"))
         if self.projector_learning_rate and not self.learning_rate:
             raise ConfigError("projector_learning_rate counts as a share of learning_rate, which is 0: use more.")
@@ -410,5 +385,5 @@ class Preset:
     images_first: float = 0.0  # share of stage 2, from its start, without clips: short conversations teach to look
 
     def __post_init__(self):
-        if not 0 <= self.images_first <= 1:
-            raise ConfigError(f"images_first is {self.images_first}, a share of stage 2's steps: use 0 to 1.")
+        check_types(self)
+        check_range(self, 0, 1, "images_first")

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import math
 import types
 import typing
 
 from minivllava.errors import ConfigError
+from minivllava.fields import fits
 
 
 def to_dict(config) -> dict:
@@ -20,7 +20,7 @@ def from_dict(kind: type, values: dict):
     Raises ConfigError that names any unknown field, or one that has no default and is missing.
     """
     if not isinstance(values, dict):
-        raise ConfigError(f"A {kind.__name__} is an object of named fields, not {values!r}.")
+        raise ConfigError(f"{kind.__name__} is an object of named fields, not {values!r}.")
     hints = typing.get_type_hints(kind)
     unknown = set(values) - set(hints)
     if unknown:
@@ -40,7 +40,8 @@ def _field(name: str, hint, value):
 
 
 def _typed(hint, value):
-    """A JSON value as its field wants it: nested configs (optional ones and dicts of them too), tuples for lists."""
+    """A JSON value as its field wants it: nested configs, also optional ones and those in dicts and tuples, and tuples
+    for lists. What fits nowhere stays as it is: the config checks its types."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is types.UnionType:
         if value is None and types.NoneType in arguments:
@@ -51,11 +52,11 @@ def _typed(hint, value):
         hint = next(known, kinds[0])
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
-    if typing.get_origin(hint) is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"An object of named parts is needed, not {value!r}.")
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {key: _typed(arguments[1], item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_typed(arguments[0], item) for item in value)
+    return value
 
 
 def override(config, *changes: str):
@@ -96,10 +97,8 @@ def _new(change: str, old, text: str, multiply: bool):
         new = json.loads(text)
     except json.JSONDecodeError:
         new = None
-    number = isinstance(new, int | float) and not isinstance(new, bool)
-    if multiply and number and type(old) in (int, float):
+    if multiply and fits(float, new) and type(old) in (int, float):
         return old * new if isinstance(old, float) else max(1, round(old * new))
-    fits = isinstance(new, type(old)) and isinstance(new, bool) == isinstance(old, bool)
-    if multiply or not (fits or (isinstance(old, float) and number and math.isfinite(new))):
+    if multiply or not fits(type(old), new):
         raise ConfigError(f"{change!r}: {text!r} does not fit a field that holds {json.dumps(old)}.")
     return new

@@ -207,6 +207,12 @@ def test_an_answer_is_withheld_where_verdicts_are_not_those_it_was_written_for(t
     assert "No answer was written for these results" in page and questions()[7].doubt.strip() not in page
 
 
+def test_a_question_that_is_not_whole_is_named(monkeypatch):
+    monkeypatch.setattr("minivllava.ablations.questions._file", lambda: {"1": {"question": "Why?"}})
+    with pytest.raises(ConfigError, match=r"questions\.toml: Question lacks the field answer, how, verdicts"):
+        questions.__wrapped__()
+
+
 def test_studies_share_cells(settings):
     keys = {
         name: {c.key for c in grid(load_study(name).settings(settings), 1, "w")}
@@ -224,13 +230,14 @@ def test_studies_share_cells(settings):
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='a'", "twice"),
         ("title = 'x'\nmetrics = ['imagge']\n[[arms]]\nname='a'", "imagge"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nsets=[]", "sets"),
-        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=3", "not a text"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=3", "arms: name is 3: use a text"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname=''", "has no name"),
-        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nset=[1]", "not a list of texts"),
-        ("title = 'x'\nmetrics = [['image']]\n[[arms]]\nname='a'", "not a list of texts"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\nset=[1]", "arms: set is .*: use a list of texts"),
+        ("title = 'x'\nmetrics = [['image']]\n[[arms]]\nname='a'", "metrics is .*: use a list of texts"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\nlabel='a'", "two arms are called"),
         ("title = 'x'\nmetrics = ['image']\nquestions = [11]\n[[arms]]\nname='a'", "no question 11"),
-        ("title = 'x'\nmetrics = ['image']\nquestions = ['1']\n[[arms]]\nname='a'", "not a list of whole numbers"),
+        ("title = 'x'\nmetrics = ['image']\nquestions = ['1']\n[[arms]]\nname='a'",
+         "questions is .*: use a list of whole numbers"),
         ("title = 'x'\nmetrics = ['image']\nname = '../evil'\n[[arms]]\nname='a'", "its name is '../evil'"),
         ("title = 'x'\nmetrics = ['image']\nname = 'questions'\n[[arms]]\nname='a'", "not that of QUESTIONS.md"),
         ("title = 'x'\nmetrics = ['image']\nname = 'ratio'\n[[arms]]\nname='a'", "as a study of the package"),
@@ -238,12 +245,18 @@ def test_studies_share_cells(settings):
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"
          "better='a'\nthan='b'\nwithin=nan", "within is nan"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"
-         "better='a'\nthan='b'\nwithin=true", "not a number"),
+         "better='a'\nthan='b'\nwithin=true", "claims: within is True: use a number"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\n"
          "better='a'\nthan='a'", "itself"),
         ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\n"
          "better='b'\nthan='a'", "'b'"),
-        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\nbetter='a'", "not whole"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[claims]]\nmetric='image'\nbetter='a'",
+         "claims: Claim lacks the field than"),
+        ("title = 'x'\nmetrics = ['image']\n[[arms]]\nname='a'\n[[arms]]\nname='b'\n[[claims]]\nmetric='image'\n"
+         "better='a'\nthan='b'\npoints=inf", "claims: points is inf: use a number"),
+        ("title = 'x'\nmetrics = ['image']\narms = 3", "arms is 3: use a list of Arms"),
+        ("title = 'x'\nmetrics = ['image']\narms = ['a']", "arms: Arm is an object of named fields, not 'a'"),
+        ("title = 'x'\nmetrics = ['image']\ninclude = 3", "include is 3: use a list of texts"),
         ("metrics = ['image']\n[[arms]]\nname='a'", "title"),
         ("title = ", "cannot be read"),
     ],

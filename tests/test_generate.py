@@ -254,13 +254,13 @@ def test_a_prompt_that_fills_the_context_is_an_error_not_an_empty_answer():
     model = language_model(context=60)
     with pytest.raises(ContextLengthError, match="60 tokens.*60.*fewer"):
         generate(model, batch(), LENGTHS, stop=())
-    with pytest.raises(ConfigError, match="max_new_tokens 0"):
+    with pytest.raises(ConfigError, match="max_new_tokens is 0: use a whole number of at least 1"):
         Sampling(max_new_tokens=0)
     for temperature in (-1.0, float("nan")):
-        with pytest.raises(ConfigError, match=f"temperature {temperature}"):
+        with pytest.raises(ConfigError, match=f"temperature is {temperature}: use a number"):
             Sampling(temperature=temperature)
     for top_p in (0.0, 2.0):
-        with pytest.raises(ConfigError, match=f"top_p {top_p}"):
+        with pytest.raises(ConfigError, match=f"top_p is {top_p}: use more than 0"):
             Sampling(top_p=top_p)
     rest = LENGTHS.clamp(max=59)
     assert len(generate(model, batch(), rest, stop=())[1]) == 1, "one place left, one token"

@@ -144,10 +144,11 @@ def test_only_what_every_batch_runs_is_gathered_layer_by_layer():
         ("epochs = -1", "epochs is -1"),
         ("epochs = nan", "epochs is nan"),
         ("epochs = inf", "epochs is inf"),
-        ("epochs = true", "epochs = True is of the wrong type"),
+        ("epochs = true", "epochs is True: use a number"),
         ("context = -5", "context is -5"),
+        ("context = 5.5", "context is 5.5: use a whole number"),
         ("stage1_records = -3", "stage1_records is -3"),
-        ("stage2 = [1]", "stage2 = .* is of the wrong type"),
+        ("stage2 = [1]", "stage2 is .*: use a list of texts"),
     ],
 )
 def test_broken_recipes_are_named(tmp_path, text, told):

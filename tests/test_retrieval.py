@@ -133,6 +133,23 @@ def world(tmp_path_factory):
     return build_world(config, tmp_path_factory.mktemp("worlds"), workers=1, progress=False)
 
 
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (None, "No such file"),
+        ("{", "Expecting"),
+        ("[]", "object of named fields"),
+        ('{"colour": 3}', "no field colour"),
+        ('{"size": "64"}', "size is '64': use a whole number"),
+    ],
+)
+def test_a_folder_that_holds_no_world_is_named(tmp_path, text, told):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DataError, match=rf"config\.json describes no world \(.*{told}.*\): build it again"):
+        world_pairs(tmp_path)
+
+
 @pytest.mark.parametrize("modality", ["image", "video", "depth"])
 def test_the_worlds_test_scenes_have_captions_that_fit_their_questions(world, modality):
     pairs = world_pairs(world, modality)

@@ -401,7 +401,7 @@ def test_lists_are_a_share_of_the_text_alone(world, tmp_path):
     assert {len(row["conversations"]) for row in rows} == {2 * (LIST_TURNS + 1)}
     for name in ("stage1", "stage2", "test"):
         assert (lists / f"{name}.json").read_bytes() == (world / f"{name}.json").read_bytes()
-    with pytest.raises(ConfigError, match="lists is 1.5: it is a share"):
+    with pytest.raises(ConfigError, match="lists is 1.5: use a number from 0 to 1"):
         replace(TINY, lists=1.5)
 
 

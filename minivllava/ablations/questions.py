@@ -14,7 +14,9 @@ from pathlib import Path
 from minivllava.ablations.results import claim_text, difference
 from minivllava.ablations.study import METRICS
 from minivllava.errors import ConfigError
+from minivllava.fields import check_types
 from minivllava.files import write_text
+from minivllava.overrides import from_dict
 
 SIGNS = {"+": "agrees", "-": "disagrees", "?": "undecided"}
 
@@ -29,6 +31,8 @@ class Question:
     answer: str
     doubt: str = ""
 
+    __post_init__ = check_types
+
     @property
     def studies(self) -> tuple[str, ...]:
         return tuple(self.verdicts)
@@ -41,8 +45,12 @@ def _file() -> dict:
 
 @cache
 def questions() -> dict[int, Question]:
-    """The ten questions by number."""
-    return {int(name): Question(**entry) for name, entry in _file().items() if name.isdigit()}
+    """The ten questions by number. Raises ConfigError for one that is not whole."""
+    found = {int(name): entry for name, entry in _file().items() if name.isdigit()}
+    try:
+        return {number: from_dict(Question, entry) for number, entry in found.items()}
+    except ConfigError as error:
+        raise ConfigError(f"questions.toml: {error}") from error
 
 
 def write_answers(folder: Path) -> Path:

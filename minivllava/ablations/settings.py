@@ -6,11 +6,13 @@ A study's arms are changes to one base (see overrides.py); FIELD*=FACTOR suits e
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 
 from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
 from minivllava.data import build
 from minivllava.errors import ConfigError, check_choice
+from minivllava.fields import check_range, check_types
 from minivllava.presets import preset
 
 VERSION = 1  # raise it when a cell's numbers change with the same settings: every cell is then computed again
@@ -30,6 +32,13 @@ class Mixture:
     images: float = 1.0
     clips: float = 1.0
     budget: float = 1.0  # times the steps that this many records get; 0 leaves the stage out
+
+    def __post_init__(self):
+        check_types(self)
+        check_range(self, 0, 1, "images", "clips")
+        check_range(self, 0, math.inf, "budget")
+        if self.budget and not self.images + self.clips:
+            raise ConfigError("images and clips are both 0, which leaves nothing to learn from: set budget to 0, too.")
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,10 @@ class Settings:
     baselines: bool = False  # also score the blind model, single and shuffled frames, the majority answer
 
     def __post_init__(self):
+        check_types(self)
+        check_range(self, 0, 1, "depth_tuning")
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        for name in ("data1", "data2"):
-            mixture = getattr(self, name)
-            if not (0 <= mixture.images <= 1 and 0 <= mixture.clips <= 1 and mixture.budget >= 0):
-                raise ConfigError(f"{name} is {mixture}: shares go from 0 to 1, and a budget from 0 up.")
-            if mixture.budget and not mixture.images + mixture.clips:
-                raise ConfigError(f"{name} is {mixture}, which leaves nothing to learn from: set its budget to 0.")
         if self.encoders == "trained" and self.image_encoder != "bound":
             raise ConfigError("encoders=trained binds the image encoder, too: leave image_encoder as it is.")
 

@@ -15,15 +15,15 @@ include     names of studies, or TOML files beside this one, whose arms join unl
 
 import re
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
-from math import inf, isfinite
 from pathlib import Path
 
 from minivllava.ablations.settings import Settings
 from minivllava.data.build import evaluation_only
 from minivllava.errors import ConfigError, check_choice
-from minivllava.overrides import override
+from minivllava.fields import check_types
+from minivllava.overrides import from_dict, override
 
 METRICS = {
     "image": "images",
@@ -55,6 +55,8 @@ class Arm:
     label: str = ""  # as tables and figures call it; by default the name
     set: tuple[str, ...] = ()
 
+    __post_init__ = check_types
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -70,6 +72,8 @@ class Claim:
     expected: str = ""  # why this direction is expected where the paper is silent
     questions: tuple[int, ...] = ()  # which it helps to answer; by default all of its study's
 
+    __post_init__ = check_types
+
 
 @dataclass(frozen=True)
 class Study:
@@ -77,14 +81,17 @@ class Study:
 
     name: str
     title: str
-    about: str
-    questions: tuple[int, ...]
-    arms: tuple[Arm, ...]
-    metrics: tuple[str, ...]
+    about: str = ""
+    questions: tuple[int, ...] = ()
+    arms: tuple[Arm, ...] = ()
+    metrics: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     base: tuple[str, ...] = ()
     reference: str = ""
+    include: tuple[str, ...] = ()
     file: str = ""  # of a study of one's own, as it was named
+
+    __post_init__ = check_types
 
     def settings(self, start: Settings) -> dict[str, Settings]:
         """Each arm's settings, by its name; start: `base_settings` of a preset."""
@@ -138,18 +145,20 @@ def _folder():
 
 
 def _checked(values: dict, name: str, where: Path, including: tuple) -> Study:
-    arms = [_made(Arm, arm, where) for arm in values.pop("arms", [])]
-    for other in values.pop("include", []):
-        included = load_study(where.parent / other if str(other).endswith(".toml") else other, including)
-        there = {arm.set for arm in arms}
+    try:
+        study = from_dict(Study, {"name": name} | values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    for other in study.include:
+        included = load_study(where.parent / other if other.endswith(".toml") else other, including)
+        there = {arm.set for arm in study.arms}
         joining = [replace(arm, set=(*included.base, *arm.set)) for arm in included.arms]
-        arms += [arm for arm in joining if arm.set not in there]
-    claims = tuple(_made(Claim, claim, where) for claim in values.pop("claims", []))
-    values = {"reference": arms[0].name if arms else "", "metrics": [], "about": "", "questions": []} | values
-    study = _made(Study, {"name": name, **values, "arms": tuple(arms), "claims": claims}, where)
+        study = replace(study, arms=(*study.arms, *(arm for arm in joining if arm.set not in there)))
+    if not study.arms:
+        raise ConfigError(f"{where}: it has no arms.")
+    study, claims = replace(study, reference=study.reference or study.arms[0].name), study.claims
     names = [arm.name for arm in study.arms]
-    problems = ["it has no arms"] if not names else []
-    problems += ["an arm has no name"] if "" in names else []
+    problems = ["an arm has no name"] if "" in names else []
     problems += [f"the arm {name!r} is there twice" for name in sorted(set(names)) if names.count(name) > 1]
     problems += ["it names no metrics"] if not study.metrics else []
     claimed = [arm for claim in claims for arm in (claim.better, claim.than)]
@@ -158,10 +167,7 @@ def _checked(values: dict, name: str, where: Path, including: tuple) -> Study:
     problems += [f"there is no metric {metric!r}" for metric in asked if metric not in METRICS]
     problems += [f"a direction is {c.direction!r}, not '+' or '='" for c in claims if c.direction not in ("+", "=")]
     problems += [f"a claim compares {claim.better!r} with itself" for claim in claims if claim.better == claim.than]
-    problems += [f"within is {claim.within}: use points from 0 up" for claim in claims if not 0 <= claim.within < inf]
-    problems += [
-        f"points is {claim.points}" for claim in claims if claim.points is not None and not isfinite(claim.points)
-    ]
+    problems += [f"within is {claim.within}: use points from 0 up" for claim in claims if claim.within < 0]
     labels = [arm.label or arm.name for arm in study.arms]
     problems += [f"two arms are called {label!r}" for label in sorted(set(labels)) if labels.count(label) > 1]
     if not re.fullmatch(r"[\w-]+", study.name) or study.name.lower() == "questions":
@@ -171,42 +177,3 @@ def _checked(values: dict, name: str, where: Path, including: tuple) -> Study:
     if problems:
         raise ConfigError(f"{where}: {'; '.join(problems)}.")
     return study
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_list(value) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _made(kind: type, values: dict, where):
-    """A dataclass from a TOML table. Raises ConfigError for fields that are unknown, missing or of another type."""
-    known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(f"{where}: {kind.__name__.lower()} has no field {', '.join(unknown)}.")
-    fits = {
-        str: ("a text", _is_text),
-        float: ("a number", _is_number),
-        float | None: ("a number", _is_number),
-        tuple[str, ...]: ("a list of texts", lambda value: _is_list(value) and all(map(_is_text, value))),
-        tuple[int, ...]: (
-            "a list of whole numbers",
-            lambda value: _is_list(value) and all(type(v) is int for v in value),
-        ),
-    }
-    for field, value in values.items():
-        wanted, right = fits.get(known[field].type, ("a list", _is_list))
-        if not right(value):
-            raise ConfigError(f"{where}: {field} of {kind.__name__.lower()} is {value!r}, not {wanted}.")
-    try:
-        return kind(**{field: tuple(v) if isinstance(v, list) else v for field, v in values.items()})
-    except TypeError as error:
-        what = f"{kind.__name__.lower()} {values.get('name', '')!r}"
-        raise ConfigError(f"{where}: {what} is not whole ({error}).") from error

@@ -167,8 +167,6 @@ def load_languagebind(
             return languagebind_parts(source, names)
     else:
         raise _unknown(source, "languagebind", "or LanguageBind's own")
-    if type(config.embed_dim) is not int or config.embed_dim < 1:
-        raise _unfit(source, f"the joint space is {config.embed_dim!r} wide: a whole number of at least 1 is needed")
     _check_vocabulary(tokenizer, config.text.vocab_size, source)
     return _build(LanguageBind, config, source, parts, device, dtype), tokenizer
 

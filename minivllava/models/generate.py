@@ -1,5 +1,6 @@
 """Answering: prefill the prompts once, then one token at a time from the KV cache."""
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minivllava.errors import ConfigError, ContextLengthError
+from minivllava.fields import check_range, check_types
 from minivllava.models.decoding import DecodingStep
 from minivllava.models.kv_cache import KVCache, keep, new_or_kept
 from minivllava.models.language import LanguageModel
@@ -24,14 +26,11 @@ class Sampling:
     generator: torch.Generator | None = None  # on the model's device; None: torch's global one
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens {self.max_new_tokens}: an answer needs room for at least 1 token.")
-        if not self.temperature >= 0:
-            raise ConfigError(
-                f"temperature {self.temperature}: use 0 for the likeliest tokens, or more to draw among them."
-            )
+        check_types(self)
+        check_range(self, 1, math.inf, "max_new_tokens")
+        check_range(self, 0, math.inf, "temperature")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p {self.top_p}: use more than 0 and at most 1, which draws among all tokens.")
+            raise ConfigError(f"top_p is {self.top_p}: use more than 0 and at most 1, which draws among all tokens.")
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from minivllava.config import TextConfig, VisionConfig, VisionTowerConfig
+from minivllava.fields import check_range, check_types
 from minivllava.models.encoders import build_encoder
 from minivllava.models.text import TextEncoder
 
@@ -27,6 +28,10 @@ class LanguageBindConfig:
     encoders: dict[str, VisionConfig | VisionTowerConfig]
     text: TextConfig
     embed_dim: int
+
+    def __post_init__(self):
+        check_types(self)
+        check_range(self, 1, math.inf, "embed_dim")
 
 
 class LanguageBind(nn.Module):

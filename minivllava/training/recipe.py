@@ -6,7 +6,7 @@ features of a million clips would fill disks. Everything else is as on the embed
 
 import math
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -18,6 +18,7 @@ from minivllava.checkpoints.checkpoint import load_vllava, save_vllava
 from minivllava.config import Preset
 from minivllava.data.dataset import check_conversations, load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
+from minivllava.fields import check_range, check_types
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
@@ -45,17 +46,10 @@ class Recipe:
     change: tuple[str, ...] = ()  # fields of the preset, e.g. "stage2.batch_size=64"
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            kind = (int, float) if field.type is float else tuple if "tuple" in str(field.type) else field.type
-            fits = isinstance(value, kind) and not isinstance(value, bool)
-            if not fits or isinstance(value, tuple) and not all(isinstance(v, str) for v in value):
-                raise ConfigError(f"{field.name} = {value!r} is of the wrong type.")
-        if not 0 < self.epochs < math.inf:
+        check_types(self)
+        check_range(self, 0, math.inf, "stage1_records", "stage2_records", "context")
+        if self.epochs <= 0:
             raise ConfigError(f"epochs is {self.epochs:g}: use a number above 0.")
-        for name in ("stage1_records", "stage2_records", "context"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: use a number above 0, or 0 for all there is.")
 
 
 def read_recipe(name: str | Path) -> Recipe:
