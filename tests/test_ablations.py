@@ -278,7 +278,7 @@ def test_arms_are_asked_the_same_and_seeds_are_the_commands(tmp_path, settings, 
 
 
 def test_unknown_studies_are_listed():
-    with pytest.raises(ConfigError, match="alignment, joint, ratio"):
+    with pytest.raises(ConfigError, match="alignment, alignment-long, joint"):
         load_study("alignmnet")
 
 
