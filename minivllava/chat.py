@@ -65,9 +65,7 @@ def chat_batch(
     images: Sequence[Sequence[File]] | None = None,
     videos: Sequence[Sequence[File]] | None = None,
     histories: Sequence[Sequence[tuple[str, str]]] | None = None,
-    frames: int | None = None,
     sampling: Sampling = Sampling(),
-    compiled: bool = False,
 ) -> list[str]:
     """The answers to several conversations' questions, computed at once; greedy ones are those of `chat`.
 
@@ -79,9 +77,9 @@ def chat_batch(
         if rows is not None and len(rows) != len(questions):
             raise ConfigError(f"{name}: {len(rows)} for {len(questions)} questions; give a sequence for each, or none.")
     columns = [rows if rows is not None else [()] * len(questions) for rows in given.values()]
-    encoded = [_encode(model, *row, frames) for row in zip(questions, *columns, strict=True)]
+    encoded = [_encode(model, *row, frames=None) for row in zip(questions, *columns, strict=True)]
     prompts, visuals = [ids for ids, _ in encoded], [visuals for _, visuals in encoded]
-    return answer_prompts(model, prompts, visuals, sampling, compiled=compiled)
+    return answer_prompts(model, prompts, visuals, sampling)
 
 
 def by_kind(files: Iterable[File]) -> tuple[list, list]:

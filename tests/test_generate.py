@@ -1,7 +1,9 @@
 """Generation with the KV cache, conversations that go on, several at once, and activation checkpointing."""
 
 import dataclasses
+import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,9 @@ from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.recompute import recomputing
 from minivllava.training.stages import stage1
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "data/pretrained/tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +238,16 @@ def test_a_kept_cache_is_as_good_as_new(recorded):
     broken = torch.full_like(prompts, float("nan"))
     generate(model, broken, LENGTHS, stop=(), sampling=Sampling(20))
     assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20)) == expected and recorded.made == 1
+
+
+def test_a_compiler_that_fails_is_an_error_of_ours(monkeypatch):
+    def backend(*_):
+        raise RuntimeError("No working C++ compiler found")
+
+    layer = torch.compile(language.run_on_prompt, backend=backend)
+    monkeypatch.setattr(language, "compiled_layer", lambda one_token: layer)
+    with pytest.raises(ConfigError, match=r"compiled: .*No working C\+\+ compiler found"):
+        generate(language_model(), batch(), LENGTHS, stop=(), compiled=True)
 
 
 @pytest.mark.gpu
@@ -523,3 +538,28 @@ def test_chat_shows_a_file_again_after_a_question_that_failed(model, folder, tmp
 def test_chat_checks_its_first_files(model, folder, tmp_path):
     result = chat_command(model, tmp_path, ["What?"], str(folder / "none.png"))
     assert isinstance(result.exception, MediaError) and "none.png" in str(result.exception)
+
+
+COMPILER = any(map(shutil.which, ("g++", "clang++")))
+
+
+@pytest.mark.parametrize("command, real", [("ask", True), ("chat", False)])
+def test_compiled_answers(monkeypatch, command, real):
+    """The shipped model answers the same with --compiled; one command really compiles."""
+    from minivllava.cli import app
+
+    if real and not COMPILER:
+        pytest.skip("torch.compile needs a C++ compiler")
+    kinds, compiled_layer = set(), language.compiled_layer
+
+    def layer(one_token):
+        kinds.add(one_token)
+        return compiled_layer(one_token) if real else DecoderLayer.__call__
+
+    monkeypatch.setattr(language, "compiled_layer", layer)
+    file, question = str(ROOT / "data/sample/videos/test/000000.mp4"), "Describe the clip."
+    words = [command, str(TINY), file, *([question] if command == "ask" else []), "--compiled", "--device", "cpu"]
+    result = CliRunner().invoke(app, words, input=question)
+    answer = VideoLLaVA.from_pretrained(TINY).chat(question, videos=file)
+    assert result.stdout.strip() == answer, result.output
+    assert kinds == {True, False}, "steps and prompts"
