@@ -61,7 +61,7 @@ def token_places(config: ModelConfig, kind: str, frames: int = 1) -> np.ndarray:
     no token for each patch.
     """
     _check_one_token_a_patch(config, kind)
-    vision, keep_cls = _vision(config, kind)
+    vision, keep_cls = config.vision(kind), getattr(config, f"keep_cls_{kind}")
     rows, columns = np.divmod(np.arange(vision.grid**2), vision.grid)
     frame = np.stack([np.zeros_like(rows), rows, columns], axis=1)
     if keep_cls:
@@ -83,7 +83,7 @@ def onto_patches(weights: np.ndarray, prompt: Prompt, config: ModelConfig) -> np
     Raises ConfigError where the model has no token for each patch.
     """
     _check_one_token_a_patch(config, prompt.kind)
-    vision, keep_cls = _vision(config, prompt.kind)
+    vision, keep_cls = config.vision(prompt.kind), getattr(config, f"keep_cls_{prompt.kind}")
     visual = weights[..., (prompt.ids[0] == VISUAL).cpu().numpy()]
     visual = rearrange(visual, "... (t n) -> ... t n", t=len(prompt.frames))[..., int(keep_cls) :]
     return rearrange(visual, "... t (h w) -> ... t h w", h=vision.grid)
@@ -184,7 +184,7 @@ def occlusion(
     Raises DataError when `hide` does not fit the patch grid; and as `read_prompt`.
     """
     prompt = read_prompt(model, file, question, answer)
-    vision, _ = _vision(model.config, prompt.kind)
+    vision = model.config.vision(prompt.kind)
     grid = (len(prompt.frames), vision.grid, vision.grid)
     if hide.ndim != 4 or hide.shape[1:] != grid or hide.dtype != bool:
         raise DataError(f"hide is {hide.dtype} {hide.shape}; bool (m, {', '.join(map(str, grid))}) is needed here.")
@@ -235,18 +235,10 @@ def overlap(weights: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _check_one_token_a_patch(config: ModelConfig, kind: str):
-    vision, _ = _vision(config, kind)
+    vision = config.vision(kind)
     if config.projector in ("resampler", "pooling") or vision.masked:
         why = "encoder hides some" if vision.masked else f"projector {config.projector!r} mixes them"
         raise ConfigError(f"There is no token for each patch, since the {why}: use `occlusion` to see where it looks.")
-
-
-def _vision(config: ModelConfig, kind: str):
-    """The encoder's config and whether its class token is kept, of "image" or "video"."""
-    return {
-        "image": (config.image, config.keep_cls_image),
-        "video": (config.video, config.keep_cls_video),
-    }[kind]
 
 
 def _see(file: str | Path, kind: str, config: ModelConfig) -> tuple[np.ndarray, Tensor]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minivllava.data.conversation import VISUAL, placeholders
+from minivllava.data.conversation import VISUAL, placeholders, visual_kinds
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import media_kind
 from minivllava.data.tokenizer import pad_rows
@@ -96,9 +96,9 @@ def _encode(model: VideoLLaVA, question, images, videos, history, frames: int | 
         raise CheckpointError("The model has no tokenizer, so it reads no words: copy tokenizer files into its folder.")
     images, videos = _listed(images), _listed(videos)
     turns = _turns(history, _not_empty(question))
-    if not any(placeholders(turn["value"]) for turn in turns):
+    if not visual_kinds(turns):
         turns[0]["value"] = _with_markers(turns[0]["value"], images, videos)
-    kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
+    kinds = visual_kinds(turns)
     paths = _in_order(kinds, images, videos)
     frames = model.config.video.frames if frames is None else frames
     return _ids(model, turns, frames, paths), [
