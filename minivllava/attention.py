@@ -61,7 +61,7 @@ def token_places(config: ModelConfig, kind: str, frames: int = 1) -> np.ndarray:
     no token for each patch.
     """
     _check_one_token_a_patch(config, kind)
-    vision, keep_cls = _vision(config, kind)
+    vision, keep_cls = config.vision(kind), getattr(config, f"keep_cls_{kind}")
     rows, columns = np.divmod(np.arange(vision.grid**2), vision.grid)
     frame = np.stack([np.zeros_like(rows), rows, columns], axis=1)
     if keep_cls:
@@ -83,7 +83,7 @@ def onto_patches(weights: np.ndarray, prompt: Prompt, config: ModelConfig) -> np
     Raises ConfigError where the model has no token for each patch.
     """
     _check_one_token_a_patch(config, prompt.kind)
-    vision, keep_cls = _vision(config, prompt.kind)
+    vision, keep_cls = config.vision(prompt.kind), getattr(config, f"keep_cls_{prompt.kind}")
     visual = weights[..., (prompt.ids[0] == VISUAL).cpu().numpy()]
     visual = rearrange(visual, "... (t n) -> ... t n", t=len(prompt.frames))[..., int(keep_cls) :]
     return rearrange(visual, "... t (h w) -> ... t h w", h=vision.grid)
@@ -142,56 +142,56 @@ def rollout(patterns: np.ndarray) -> np.ndarray:
 
 
 def hide_each(grid: tuple[int, int, int], what: str = "patch") -> np.ndarray:
-    """What to hide, one thing at a time, from a grid (t, h, w) of patches: bool (m, t, h, w).
+    """What to hide, one thing at a time, from a grid (t, h, w) of patches: bool (b, t, h, w).
 
-    what: "patch" (m = t h w); "place", one patch in all frames (m = h w); "window", four places that touch,
-    in all frames (m = (h - 1) (w - 1)); or "frame" (m = t). Raises DataError on another word.
+    what: "patch" (b = t h w); "place", one patch in all frames (b = h w); "window", four places that touch,
+    in all frames (b = (h - 1) (w - 1)); or "frame" (b = t). Raises DataError on another word.
     """
     t, h, w = grid
     hidden = np.eye(t * h * w, dtype=bool)
     if what == "patch":
-        return rearrange(hidden, "m (t h w) -> m t h w", t=t, h=h)
+        return rearrange(hidden, "b (t h w) -> b t h w", t=t, h=h)
     if what == "place":
-        return repeat(np.eye(h * w, dtype=bool), "m (h w) -> m t h w", t=t, h=h)
+        return repeat(np.eye(h * w, dtype=bool), "b (h w) -> b t h w", t=t, h=h)
     if what == "window":
         places = rearrange(np.eye(h * w, dtype=bool), "(i j) (h w) -> i j h w", i=h, h=h)
         windows = places[:-1, :-1] | places[1:, :-1] | places[:-1, 1:] | places[1:, 1:]
         return repeat(windows, "i j h w -> (i j) t h w", t=t)
     if what == "frame":
-        return repeat(np.eye(t, dtype=bool), "m t -> m t h w", h=h, w=w)
+        return repeat(np.eye(t, dtype=bool), "b t -> b t h w", h=h, w=w)
     raise DataError(f"hide_each knows no {what!r}: choose patch, place, window or frame.")
 
 
 def onto_hidden(falls: np.ndarray, hide: np.ndarray) -> np.ndarray:
-    """The mean of the falls (m,) of all trials that hide a patch, for each patch: (m, t, h, w) -> (t, h, w).
+    """The mean of the falls (b,) of all trials that hide a patch, for each patch: (b, t, h, w) -> (t, h, w).
 
     A patch that no trial hides has 0.
     """
     times = hide.sum(0)
-    return (rearrange(falls, "m -> m 1 1 1") * hide).sum(0) / np.where(times, times, 1)
+    return (rearrange(falls, "b -> b 1 1 1") * hide).sum(0) / np.where(times, times, 1)
 
 
 @torch.inference_mode()
 def occlusion(
     model: VideoLLaVA, file: str | Path, question: str, answer: str, hide: np.ndarray, batch_size: int = 32
 ) -> np.ndarray:
-    """How much less likely an answer becomes when patches are hidden: float64 (m,), in nats.
+    """How much less likely an answer becomes when patches are hidden: float64 (b,), in nats.
 
-    hide: bool (m, t, h, w), the patches that each of m trials hides; t = 1 for an image. Hidden pixels take
+    hide: bool (b, t, h, w), the patches that each of b trials hides; t = 1 for an image. Hidden pixels take
     the median colour of the image or clip before the encoder sees them. The likelihood is that of the whole
     answer and the end of the turn. Negative: the answer became more likely.
 
     Raises DataError when `hide` does not fit the patch grid; and as `read_prompt`.
     """
     prompt = read_prompt(model, file, question, answer)
-    vision, _ = _vision(model.config, prompt.kind)
+    vision = model.config.vision(prompt.kind)
     grid = (len(prompt.frames), vision.grid, vision.grid)
     if hide.ndim != 4 or hide.shape[1:] != grid or hide.dtype != bool:
-        raise DataError(f"hide is {hide.dtype} {hide.shape}; bool (m, {', '.join(map(str, grid))}) is needed here.")
+        raise DataError(f"hide is {hide.dtype} {hide.shape}; bool (b, {', '.join(map(str, grid))}) is needed here.")
     pixels = prompt.pixels if prompt.kind == "video" else prompt.pixels[None]  # t c h w
     median = rearrange(pixels, "t c h w -> c (t h w)").median(-1).values
     size = vision.patch_size
-    covered = repeat(hide, "m t h w -> m t 1 (h p) (w q)", p=size, q=size)
+    covered = repeat(hide, "b t h w -> b t 1 (h p) (w q)", p=size, q=size)
     trials = torch.where(torch.from_numpy(covered).to(pixels.device), median[:, None, None], pixels)
     trials = torch.cat([pixels[None], trials])  # the first hides nothing
     likelihoods = [_likelihood(model, prompt, part) for part in trials.split(batch_size)]
@@ -200,9 +200,9 @@ def occlusion(
 
 
 def _likelihood(model: VideoLLaVA, prompt: Prompt, trials: Tensor) -> Tensor:
-    """Log-likelihood of the prompt's answer given each of m versions of its pixels, (m, t, c, h, w) -> (m,)."""
+    """Log-likelihood of the prompt's answer given each of b versions of its pixels, (b, t, c, h, w) -> (b,)."""
     visuals = list(trials if prompt.kind == "video" else trials[:, 0])
-    ids, labels = (repeat(row, "1 s -> m s", m=len(trials)) for row in (prompt.ids, prompt.labels))
+    ids, labels = (repeat(row, "1 s -> b s", b=len(trials)) for row in (prompt.ids, prompt.labels))
     learned = labels[0, 1:] != IGNORE  # position i predicts token i + 1
     hidden = model.language_model(model.embed(ids, visuals))[:, :-1][:, learned]
     logs = model.language_model.logits(hidden).double().log_softmax(-1)
@@ -235,18 +235,10 @@ def overlap(weights: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _check_one_token_a_patch(config: ModelConfig, kind: str):
-    vision, _ = _vision(config, kind)
+    vision = config.vision(kind)
     if config.projector in ("resampler", "pooling") or vision.masked:
         why = "encoder hides some" if vision.masked else f"projector {config.projector!r} mixes them"
         raise ConfigError(f"There is no token for each patch, since the {why}: use `occlusion` to see where it looks.")
-
-
-def _vision(config: ModelConfig, kind: str):
-    """The encoder's config and whether its class token is kept, of "image" or "video"."""
-    return {
-        "image": (config.image, config.keep_cls_image),
-        "video": (config.video, config.keep_cls_video),
-    }[kind]
 
 
 def _see(file: str | Path, kind: str, config: ModelConfig) -> tuple[np.ndarray, Tensor]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minivllava.data.conversation import VISUAL, placeholders
+from minivllava.data.conversation import VISUAL, placeholders, visual_kinds
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import media_kind
 from minivllava.data.tokenizer import pad_rows
@@ -65,9 +65,7 @@ def chat_batch(
     images: Sequence[Sequence[File]] | None = None,
     videos: Sequence[Sequence[File]] | None = None,
     histories: Sequence[Sequence[tuple[str, str]]] | None = None,
-    frames: int | None = None,
     sampling: Sampling = Sampling(),
-    compiled: bool = False,
 ) -> list[str]:
     """The answers to several conversations' questions, computed at once; greedy ones are those of `chat`.
 
@@ -79,9 +77,9 @@ def chat_batch(
         if rows is not None and len(rows) != len(questions):
             raise ConfigError(f"{name}: {len(rows)} for {len(questions)} questions; give a sequence for each, or none.")
     columns = [rows if rows is not None else [()] * len(questions) for rows in given.values()]
-    encoded = [_encode(model, *row, frames) for row in zip(questions, *columns, strict=True)]
+    encoded = [_encode(model, *row, frames=None) for row in zip(questions, *columns, strict=True)]
     prompts, visuals = [ids for ids, _ in encoded], [visuals for _, visuals in encoded]
-    return answer_prompts(model, prompts, visuals, sampling, compiled=compiled)
+    return answer_prompts(model, prompts, visuals, sampling)
 
 
 def by_kind(files: Iterable[File]) -> tuple[list, list]:
@@ -98,9 +96,9 @@ def _encode(model: VideoLLaVA, question, images, videos, history, frames: int | 
         raise CheckpointError("The model has no tokenizer, so it reads no words: copy tokenizer files into its folder.")
     images, videos = _listed(images), _listed(videos)
     turns = _turns(history, _not_empty(question))
-    if not any(placeholders(turn["value"]) for turn in turns):
+    if not visual_kinds(turns):
         turns[0]["value"] = _with_markers(turns[0]["value"], images, videos)
-    kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
+    kinds = visual_kinds(turns)
     paths = _in_order(kinds, images, videos)
     frames = model.config.video.frames if frames is None else frames
     return _ids(model, turns, frames, paths), [

@@ -290,6 +290,10 @@ class ModelConfig:
         named = {"<image>": self.image_token, "<video>": self.video_token}
         return {text: token for text, token in named.items() if token is not None}
 
+    def vision(self, kind: str) -> "VisionConfig | VisionTowerConfig":
+        """The encoder of "image" or "video"."""
+        return self.image if kind == "image" else self.video
+
     def visual_tokens(self, kind: str, frames: int = 1) -> int:
         """Tokens that one image, or one clip of `frames` frames, takes in the language model's context."""
         if self.projector == "resampler":

@@ -1,5 +1,9 @@
-"""Files written all or nothing: whoever reads one finds the old one, the new one or none, never half."""
+"""Files written all or nothing: whoever reads one finds the old one, the new one or none, never half.
 
+`json_hash` is for files that say what they were made of.
+"""
+
+import hashlib
 import json
 import os
 import uuid
@@ -33,3 +37,8 @@ def write_text(path: str | Path, text: str):
 def write_json(path: str | Path, value, indent: int | None = None):
     """Writes a value of JSON types and a line break."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def json_hash(value, sort_keys: bool = False) -> str:
+    """16 hexadecimal digits that tell a value of JSON types from others; sort_keys: whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()[:16]

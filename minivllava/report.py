@@ -95,17 +95,17 @@ def result_figure(evaluation: dict):
     return figure
 
 
-def draw_files(predictions: Sequence[dict], count: int = SHOWN, seed: int = 0) -> dict[str, list[list[dict]]]:
+def draw_files(predictions: Sequence[dict], count: int = SHOWN) -> dict[str, list[list[dict]]]:
     """Some files of each kind, drawn at random whatever was answered: kind -> files -> their predictions."""
     files: dict[str, dict[str, list[dict]]] = {kind: {} for kind in ("image", "video")}
     for prediction in predictions:
         if prediction["file"] is not None:
             files[prediction["kind"]].setdefault(prediction["file"], []).append(prediction)
-    return {kind: _drawn(list(groups.values()), count, seed) for kind, groups in files.items()}
+    return {kind: _drawn(list(groups.values()), count) for kind, groups in files.items()}
 
 
-def _drawn(items: list, count: int, seed: int = 0) -> list:
-    order = np.random.default_rng(seed).permutation(len(items))
+def _drawn(items: list, count: int) -> list:
+    order = np.random.default_rng(0).permutation(len(items))
     return [items[i] for i in order[:count]]
 
 

@@ -148,7 +148,7 @@ def test_a_patch_gets_the_mean_fall_of_the_trials_that_hide_it():
 
 @pytest.mark.parametrize("hide", [np.zeros((1, 2, 2), bool), np.zeros((1, 1, 4, 4), bool), np.zeros((1, 1, 2, 2))])
 def test_what_is_hidden_must_fit_the_patches(model, media, hide):
-    with pytest.raises(DataError, match=r"bool \(m, 1, 2, 2\)"):
+    with pytest.raises(DataError, match=r"bool \(b, 1, 2, 2\)"):
         occlusion(model, media / "image.png", QUESTION, "red", hide)
 
 

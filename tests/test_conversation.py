@@ -17,8 +17,9 @@ from minivllava.data.conversation import (
     encode_conversation,
     placeholders,
     template,
+    visual_kinds,
 )
-from minivllava.data.dataset import Conversations, collate, load_records
+from minivllava.data.dataset import Conversations, collate, load_records, records_of
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError
 from minivllava.models.generate import Sampling
@@ -118,6 +119,7 @@ def test_several_visuals_in_any_order():
     assert shown(ids) == "<s>USER: <12>\nCompare <6> with it. ASSISTANT: same</s>USER: And <2>? ASSISTANT: no</s>"
     assert learned(ids, labels) == [" same</s>", " no</s>"]
     assert placeholders("<video> a <image><image> <vide> b<video>") == ["video", "image", "image", "video"]
+    assert visual_kinds([{"value": "<video>"}, {"value": "no"}, {"value": "<image>"}]) == ["video", "image"]
 
 
 def test_unknown_template_lists_those_there_are():
@@ -191,6 +193,8 @@ def test_records_keep_visuals_in_the_order_of_their_placeholders(tmp_path):
     ]
     assert rows[2]["conversations"][0]["value"] == "a\u2028b"
     assert load_records(tmp_path / "b.jsonl")[0]["visuals"] == [str(tmp_path / "a.png")]
+    in_memory = records_of([mixed, GOOD], tmp_path / "media").remove_columns(["id", "where"])
+    assert in_memory[:] == rows.select([0, 1]).remove_columns(["id", "where"])[:]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minivllava.files import replacing, write_json, write_text
+from minivllava.files import json_hash, replacing, write_json, write_text
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made(tmp_path):
@@ -26,3 +26,9 @@ def test_a_writer_that_is_stopped_leaves_what_was_there(tmp_path):
 def test_text_that_is_no_unicode_is_written_as_an_escape(tmp_path):
     write_json(tmp_path / "a.json", "half \ud83d")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == "half \ud83d"
+
+
+def test_hashes_of_json_stay():
+    """Unfinished runs and committed results hold such hashes."""
+    assert json_hash(("é", {"b": 1, "a": 2.5})) == "8813b64de14aa60f"
+    assert json_hash(["é", {"a": 2.5, "b": 1}], sort_keys=True) == "ecefc17c5a0152cd"

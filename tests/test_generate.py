@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.recompute import recomputing
 from minivllava.training.stages import stage1
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "data/pretrained/tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +240,16 @@ def test_a_kept_cache_is_as_good_as_new(recorded):
     broken = torch.full_like(prompts, float("nan"))
     generate(model, broken, LENGTHS, stop=(), sampling=Sampling(20))
     assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20)) == expected and recorded.made == 1
+
+
+def test_a_compiler_that_fails_is_an_error_of_ours(monkeypatch):
+    def backend(*_):
+        raise RuntimeError("No working C++ compiler found")
+
+    layer = torch.compile(compiled_layers.prompt, backend=backend)
+    monkeypatch.setattr(compiled_layers, "compiled", lambda use: layer)
+    with pytest.raises(ConfigError, match=r"compiled: .*No working C\+\+ compiler found"):
+        generate(language_model(), batch(), LENGTHS, stop=(), compiled=True)
 
 
 @pytest.mark.gpu
@@ -527,3 +541,23 @@ def test_chat_shows_a_file_again_after_a_question_that_failed(model, folder, tmp
 def test_chat_checks_its_first_files(model, folder, tmp_path):
     result = chat_command(model, tmp_path, ["What?"], str(folder / "none.png"))
     assert isinstance(result.exception, MediaError) and "none.png" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["ask", "chat"])
+def test_compiled_answers(monkeypatch, command):
+    """The shipped model answers the same with --compiled; compiling itself is PyTorch's, and takes half a minute."""
+    from minivllava.cli import app
+
+    uses = set()
+
+    def compiled(use):
+        uses.add(use)
+        return DecoderLayer.__call__
+
+    monkeypatch.setattr(compiled_layers, "compiled", compiled)
+    file, question = str(ROOT / "data/sample/videos/test/000000.mp4"), "Describe the clip."
+    words = [command, str(TINY), file, *([question] if command == "ask" else []), "--compiled", "--device", "cpu"]
+    result = CliRunner().invoke(app, words, input=question)
+    answer = VideoLLaVA.from_pretrained(TINY).chat(question, videos=file)
+    assert result.stdout.strip() == answer, result.output
+    assert uses == {compiled_layers.one_token, compiled_layers.prompt}

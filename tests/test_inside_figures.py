@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_hex
 from tiny import tiny_tokenizer
 
@@ -39,18 +38,17 @@ def test_token_words():
     assert found[0] == "<s>" and found[-2:] == ["▦", "</s>"] and "".join(found[1:-2]) == "red·square↵"
 
 
-@pytest.mark.parametrize("width, dark", [(9.0, False), (4.0, True)])
-def test_token_boxes_show_every_word_and_mark_what_is_learned(width, dark):
+def test_token_boxes_show_every_word_and_mark_what_is_learned():
     labels = [f"w{i}" for i in range(30)]
     sources = [TEXT] * 10 + [IMAGE] * 4 + [FRAME, FRAME + 1] * 8
     learned = [i % 7 == 0 for i in range(30)]
-    figure = tokens.token_boxes(labels, sources, learned, width=width, dark=dark)
+    figure = tokens.token_boxes(labels, sources, learned)
     assert [text for text in words(figure) if text[0] == "w"] == labels
     axes = figure.axes[0]
     assert len(axes.lines) == sum(learned)
-    assert all(left + across <= width + 1e-6 for left, across in boxes(axes, GREEN) + boxes(axes, BLUE))
+    assert all(left + across <= 9 + 1e-6 for left, across in boxes(axes, GREEN) + boxes(axes, BLUE))
     assert len(boxes(axes, GREEN)) == 4 and len(boxes(axes, BLUE)) == len(boxes(axes, SKY)) == 8
-    shown = words(tokens.token_boxes(labels, sources, targets=[""] * 29 + ["next"], width=width, dark=dark))
+    shown = words(tokens.token_boxes(labels, sources, targets=[""] * 29 + ["next"]))
     assert "next" in shown and "below: what this position must predict" in shown
 
 
@@ -92,7 +90,7 @@ def test_token_budget():
 
 def test_decoder_layer_and_parameters():
     assert words(decoder.decoder_layer({"SwiGLU": "gated"})).count("RMSNorm") == 2
-    assert "gated" in words(decoder.decoder_layer({"SwiGLU": "gated"}, dark=True))
+    assert "gated" in words(decoder.decoder_layer({"SwiGLU": "gated"}))
     shown = words(decoder.parameter_shares({"a": {"x": 750_000, "y": 250_000}, "b": {"x": 2_000_000_000, "y": 10}}))
     assert {"a (1 M)", "b (2 B)", "75 %", "25 %", "100 %"} <= set(shown)
 

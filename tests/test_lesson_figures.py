@@ -132,11 +132,9 @@ def test_circle_pull_draws_before_and_after():
 def test_both_pages(dark):
     page = (figures.DARK if dark else figures.LIGHT).page
     for figure in (
-        figures.number_tables({"a": np.eye(2)}, dark=dark),
-        figures.shares({"a": 0.5}, "b", dark=dark),
-        figures.patch_sequence(IMAGE, 4, dark=dark),
-        figures.attention_reach(4, 2, dark=dark),
-        figures.recall_curves({"a": [0.5]}, (1,), 4, dark=dark),
+        figures.loss_curves({"stage1": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}, dark=dark),
+        figures.accuracy_by_type([{"kind": "image", "type": "all", "n": 1, "model": 0.5}], dark=dark),
+        figures.attention_overlay(IMAGE[None], {"a": np.full((1, 2, 2), 0.25)}, dark=dark),
     ):
         assert isinstance(figure, Figure) and figure.get_facecolor() == matplotlib.colors.to_rgba(page)
 

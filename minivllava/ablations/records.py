@@ -1,14 +1,13 @@
 """The records of a cell: what it learns from, what it is asked, in colour or in depth."""
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from minivllava.ablations.settings import Mixture, align_world, train_world
 from minivllava.config import TrainingConfig, WorldConfig
 from minivllava.data.build import build_world
-from minivllava.data.dataset import load_records
+from minivllava.data.dataset import asked_kind, load_records, records_of
 from minivllava.data.questions import QUESTIONS
 from minivllava.data.world import COLOURS, generator, sample_scene
 
@@ -23,7 +22,7 @@ class Data:
         self.world = world
         folder = build_world(train_world(world), progress=progress)
         self.stage1, self.stage2, self.test = (load_records(folder / f"{n}.json") for n in ("stage1", "stage2", "test"))
-        self.pope = load_records_of(pope_records(world), folder)
+        self.pope = records_of(pope_records(world), folder)
 
     def chosen(self, stage: str, mixture: Mixture):
         """The records of "stage1" or "stage2" that a mixture takes: always the same scenes, in the same order.
@@ -38,7 +37,7 @@ class Data:
         for number, (name, images, videos) in enumerate(
             zip(records["id"], records["images"], records["videos"], strict=True)
         ):
-            kind = "video" if videos else "image" if images else "text"
+            kind = asked_kind(images, videos)
             if int(name.rsplit("-", 1)[-1]) < round(shares[kind] * sizes[kind]):
                 kept.append(number)
         return records.select(kept)
@@ -86,9 +85,9 @@ class DepthData:
         folder = build_world(depth_world(world), progress=progress)
         tune, test = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("stage2", "test"))
         tune, test = ([r for record in records if (r := without_colour(record))] for records in (tune, test))
-        self.tune = load_records_of(tune, folder, depth=True)
-        self.test = load_records_of(test, folder, depth=True)
-        self.test_images = load_records_of(test, folder)
+        self.tune = _depth_records(tune, folder)
+        self.test = _depth_records(test, folder)
+        self.test_images = records_of(test, folder)
 
 
 def depth_world(world: WorldConfig) -> WorldConfig:
@@ -100,7 +99,7 @@ def depth_captions(world: WorldConfig, progress: bool = True):
     """Depth maps with captions, in families: what binds depth to text."""
     folder = build_world(align_world(world, depth=True), progress=progress)
     records = json.loads((folder / "align_images.json").read_text(encoding="utf-8"))
-    return load_records_of(records, folder, depth=True)
+    return _depth_records(records, folder)
 
 
 def without_colour(record: dict) -> dict | None:
@@ -134,11 +133,6 @@ def _record(name: str, path: str, turns: list[tuple[str, str]], kinds: list[str]
     return {"id": name, "image": path, "conversations": spoken, "types": kinds}
 
 
-def load_records_of(records: list[dict], folder: Path, depth: bool = False):
-    """`load_records` of records that lie in memory; with `depth` each one's image is its depth map."""
-    if depth:
-        records = [record | {"image": record["depth"]} for record in records if record.get("depth")]
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "records.json"
-        file.write_text(json.dumps(records))
-        return load_records(file, folder)
+def _depth_records(records: list[dict], folder: Path):
+    """Those that have a depth map, which stands in the place of the image."""
+    return records_of([record | {"image": record["depth"]} for record in records if record.get("depth")], folder)

@@ -150,11 +150,11 @@ def write_results(results: dict, folder: Path) -> Path:
     return folder / f"{name}.md"
 
 
-def study_chart(results: dict, width: float = 9.0, dark: bool = False):
+def study_chart(results: dict):
     """Results as a figure: every seed of every arm, every claim's difference, its verdict, and the paper's."""
     from minivllava.figures.studies import study_figure
 
-    return study_figure(results, METRICS, [difference(claim) for claim in results["claims"]], width, dark)
+    return study_figure(results, METRICS, [difference(claim) for claim in results["claims"]])
 
 
 # the page

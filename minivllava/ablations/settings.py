@@ -4,8 +4,6 @@ A study's arms are changes to one base (see overrides.py); FIELD*=FACTOR suits e
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass, replace
 
@@ -13,6 +11,7 @@ from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
 from minivllava.data import build
 from minivllava.errors import ConfigError, check_choice
 from minivllava.fields import check_range, check_types
+from minivllava.files import json_hash
 from minivllava.presets import preset
 
 VERSION = 1  # raise it when a cell's numbers change with the same settings: every cell is then computed again
@@ -111,8 +110,7 @@ def text_world(world: WorldConfig) -> WorldConfig:
 
 def digest(*things) -> str:
     """A hash of JSON types and config dataclasses."""
-    text = json.dumps([_sparse(thing) for thing in things], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json_hash([_sparse(thing) for thing in things], sort_keys=True)
 
 
 def _sparse(thing):

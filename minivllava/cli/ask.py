@@ -24,6 +24,13 @@ Dtype = Annotated[
     typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, bfloat16 on a GPU."),
 ]
 Quantize = Annotated[str | None, typer.Option(help="int8 or int4: store the language model's weights in fewer bits.")]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compiled",
+        help="Decode through torch.compile: pays for long answers on a GPU. The first answer compiles, about a minute.",
+    ),
+]
 ImageEncoder = Annotated[str | None, typer.Option(help="Of an original checkpoint: a LanguageBind folder or hub id.")]
 VideoEncoder = Annotated[str | None, typer.Option(help="As --image-encoder.")]
 
@@ -72,6 +79,7 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    compiled: Compiled = False,
     image_encoder: ImageEncoder = None,
     video_encoder: VideoEncoder = None,
     as_json: Annotated[
@@ -99,6 +107,7 @@ def ask(
     answer = model.chat(
         question, images, videos, frames=frames, on_text=None if as_json else _show,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, generator=_generator(model, seed),
+        compiled=compiled,
     )  # fmt: skip
     if as_json:
         answer = json.dumps({"question": question, "files": files, "answer": answer})
@@ -128,6 +137,7 @@ def chat(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    compiled: Compiled = False,
     image_encoder: ImageEncoder = None,
     video_encoder: VideoEncoder = None,
 ):
@@ -147,7 +157,7 @@ def chat(
             _check(kind, path)
     model = load_model(checkpoint, device, dtype, quantize, image_encoder, video_encoder)
     sampling = Sampling(max_new_tokens, temperature, top_p, _generator(model, seed))
-    conversation = Conversation(model, frames, sampling)
+    conversation = Conversation(model, frames, sampling, compiled)
     for line in _lines():
         command, _, rest = line.partition(" ")
         try:

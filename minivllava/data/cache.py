@@ -62,7 +62,7 @@ def cache_media(
     from tqdm.auto import tqdm
 
     files = sorted(files)  # the same files in another order are the same cache
-    vision = config.image if kind == "image" else config.video
+    vision = config.vision(kind)
     stamps = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
     how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, config.video.frames, dtype]
     how += [] if config.antialias else ["not antialiased"]

@@ -6,7 +6,7 @@ sequence has its final length once it is encoded, and splicing is a masked assig
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -55,6 +55,11 @@ def template(name: str) -> Template:
 def placeholders(text: str) -> list[str]:
     """The kinds of the visuals that a text refers to, in order: "image", "video"."""
     return [PLACEHOLDERS[piece] for piece in _split(text) if piece in PLACEHOLDERS]
+
+
+def visual_kinds(turns: Iterable[dict]) -> list[str]:
+    """The kinds of the visuals that a conversation refers to, in order."""
+    return [kind for turn in turns for kind in placeholders(turn["value"])]
 
 
 def check_turns(turns: Sequence[dict], where: str):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minivllava.config import ModelConfig
 from minivllava.data.batching import batched_by_shape
-from minivllava.data.conversation import IGNORE, VISUAL, check_turns, encode_conversation, placeholders, template
+from minivllava.data.conversation import IGNORE, VISUAL, check_turns, encode_conversation, template, visual_kinds
 from minivllava.data.media import probe_media, read_image, read_video
 from minivllava.data.preprocess import preprocess_image, preprocess_video
 from minivllava.data.tokenizer import Tokenizer, pad_rows
@@ -32,13 +32,25 @@ def load_records(files: str | Path | Sequence[str | Path], media: str | Path | N
     Raises DataError with the file and the record for JSON that cannot be read or breaks the format: wrong
     keys, turns that do not alternate, placeholders that do not match the files.
     """
+    files = [files] if isinstance(files, str | Path) else list(files)
+    media = Path(files[0]).parent if media is None else media
+    named = ((f"{file}: record {number}", record) for file in files for number, record in _read(file))
+    return _checked(named, media, ", ".join(map(str, files)))
+
+
+def records_of(records: Sequence[dict], media: str | Path):
+    """`load_records` of records that lie in memory. Raises DataError as it does."""
+    named = ((f"records: record {number}", record) for number, record in enumerate(records))
+    return _checked(named, media, "records")
+
+
+def _checked(named: Iterable[tuple[str, dict]], media: str | Path, source: str):
+    """The table of (what messages call a record, the record)."""
     from datasets import Dataset, Features, List, Value
 
-    files = [files] if isinstance(files, str | Path) else list(files)
-    root = Path(media) if media is not None else Path(files[0]).parent
-    rows = [_row(record, f"{file}: record {number}", root) for file in files for number, record in _read(file)]
+    rows = [_row(record, where, Path(media)) for where, record in named]
     if not rows:
-        raise DataError(f"{', '.join(map(str, files))} holds no records: a list of conversations is needed.")
+        raise DataError(f"{source} holds no records: a list of conversations is needed.")
     turn = {"from": Value("string"), "value": Value("string")}
     text = List(Value("string"))
     columns = Features(
@@ -86,7 +98,7 @@ def _row(record, where: str, root: Path) -> dict:
     where += f" (id {record['id']!r})" if "id" in record else ""
     turns = _turns(record, where)
     files = {kind: _paths(record.get(kind), f"{where}: {kind!r}") for kind in ("image", "video")}
-    wanted = [kind for turn in turns for kind in placeholders(turn["value"])]
+    wanted = visual_kinds(turns)
     for kind, paths in files.items():
         if wanted.count(kind) != len(paths):
             raise DataError(
@@ -184,6 +196,11 @@ def broken_media(records, progress: bool = True) -> dict[str, str]:
     return broken
 
 
+def asked_kind(images: Sequence[str], videos: Sequence[str]) -> str:
+    """What a record with these files is about: "video", "image" where it has no clip, or "text"."""
+    return "video" if videos else "image" if images else "text"
+
+
 def unique_files(records, kind: str | None = None) -> list[str]:
     """Every file that records name, once, in order of first use; `kind` "image" or "video" selects."""
     columns = {"image": ["images"], "video": ["videos"], None: ["images", "videos"]}[kind]
@@ -192,12 +209,11 @@ def unique_files(records, kind: str | None = None) -> list[str]:
 
 def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tensor:
     """A file as its encoder wants it: image (c, h, w) or clip (t, c, h, w), float32, normalised."""
+    vision = config.vision(kind)
     if kind == "image":
-        vision = config.image
         return preprocess_image(
             read_image(path), vision.image_size, config.aspect, vision.mean, vision.std, config.antialias
         )
-    vision = config.video
     clip = read_video(path, frames, sampling=config.frame_sampling)
     return preprocess_video(clip, vision.image_size, vision.mean, vision.std, config.clip_resize)
 
@@ -226,7 +242,7 @@ class Conversations(torch.utils.data.Dataset):
         chat_template = template(template_name or config.template)
         self.input_ids, self.labels, self.visuals = [], [], []
         for row in records:
-            kinds = [kind for turn in row["conversations"] for kind in placeholders(turn["value"])]
+            kinds = visual_kinds(row["conversations"])
             ids, labels = encode_conversation(
                 row["conversations"], tokenizer, chat_template, [counts[kind] for kind in kinds],
                 None if cut else config.language.context, row["where"], config.ids_of_placeholders,

@@ -8,7 +8,6 @@ A run's folder holds
     results.json           the scores, where the true answers are at hand
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from minivllava.evaluation.answering import Answerer, Asked
 from minivllava.evaluation.benchmarks import Benchmark
 from minivllava.evaluation.benchmarks.judge import Judge
 from minivllava.evaluation.predictions import Problems, Question, open_log, read_json, read_log
-from minivllava.files import write_json, write_text
+from minivllava.files import json_hash, write_json, write_text
 from minivllava.models.generate import Sampling
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
@@ -63,7 +62,7 @@ def run_benchmark(
     sampling = Sampling(max_new_tokens or benchmark.max_new_tokens, temperature, top_p)
     settings = {
         "benchmark": benchmark.name, "checkpoint": str(checkpoint), "weights": _weights(checkpoint),
-        "root": str(root), "prompts": _hash([(q.key, q.prompt) for q in everything]), "seed": seed,
+        "root": str(root), "prompts": json_hash([(q.key, q.prompt) for q in everything]), "seed": seed,
         "dtype": str(dtype), "temperature": temperature, "top_p": top_p, "max_new_tokens": sampling.max_new_tokens,
     }  # fmt: skip
     _check_settings(out / "run.json", settings, write=rank == 0)
@@ -95,11 +94,7 @@ def _file(question: Question) -> str | None:
 def _weights(checkpoint: str | Path) -> str | None:
     """Tells a folder's weights from those of the same name trained later; None for a hub id."""
     files = sorted(path for kind in ("*.safetensors", "*.bin") for path in Path(checkpoint).glob(kind))
-    return _hash([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]) if files else None
-
-
-def _hash(value) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return json_hash([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]) if files else None
 
 
 def _processes(device: str | None) -> tuple[int, int, str, Callable[[], None]]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from minivllava.chat import answer_prompts
 from minivllava.checkpoints.storage import read_card
 from minivllava.data.cache import weights_fingerprint
-from minivllava.data.conversation import PLACEHOLDERS, placeholders
-from minivllava.data.dataset import load_pixels, load_records
+from minivllava.data.conversation import PLACEHOLDERS, visual_kinds
+from minivllava.data.dataset import asked_kind, load_pixels, load_records
 from minivllava.errors import ConfigError, DataError, check_choice
 from minivllava.files import write_json
 from minivllava.models.generate import Sampling
@@ -56,7 +56,7 @@ def evaluate(
         if len(turns) < 2 or turns[-1]["from"] != "gpt":
             raise DataError(f"{row['where']}: evaluation needs a question and its true answer as the last two turns.")
         turns = turns[:-1] if view != "blind" else [_without_placeholders(turn) for turn in turns[:-1]]
-        kinds = [kind for turn in turns for kind in placeholders(turn["value"])]
+        kinds = visual_kinds(turns)
         prompts.append(model.encode(turns, where=row["where"])[0])
         rows.append((row, list(zip(row["visuals"], kinds, strict=False))))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -102,10 +102,9 @@ def _without_placeholders(turn: dict) -> dict:
 
 def _prediction(row: dict, answer: str) -> dict:
     question, truth = (turn["value"] for turn in row["conversations"][-2:])
-    kind = "video" if row["videos"] else "image" if row["images"] else "text"
     return {
         "id": row["id"],
-        "kind": kind,
+        "kind": asked_kind(row["images"], row["videos"]),
         "file": row["visuals"][0] if row["visuals"] else None,
         "type": row["types"][-1] if row["types"] else "question",
         "needs_order": bool(row["needs_order"] and row["needs_order"][-1]),
@@ -125,7 +124,7 @@ def majority(records, training) -> list[dict]:
     """Predictions of the commonest training answer to each (kind, type) of question."""
     commonest: dict[tuple, Counter] = defaultdict(Counter)
     for row in training:
-        kind = "video" if row["videos"] else "image" if row["images"] else "text"
+        kind = asked_kind(row["images"], row["videos"])
         answers = [turn["value"] for turn in row["conversations"][1::2]]
         for name, answer in zip(row["types"], answers, strict=False):
             commonest[kind, name][normalised(answer)] += 1

@@ -59,7 +59,7 @@ def retrieval(visuals: Tensor, texts: Tensor, owners: Sequence[int], ks: Sequenc
 def embed_files(
     model: LanguageBind, modality: str, files: Sequence[str | Path], batch_size: int = 64, progress: bool = True
 ) -> Tensor:
-    """Unit vectors of images or clips of one modality: (files, e), float32, on the CPU.
+    """Unit vectors of images or clips of one modality: (files, d), float32, on the CPU.
 
     Raises ConfigError for a modality that the model has no encoder for, MediaError for a file that cannot be read.
     """

@@ -1,6 +1,7 @@
 """Every drawing: each function takes data and returns a matplotlib Figure; none trains, none shows.
 
-A figure's `width` is in inches, at 100 pixels each: 9 for a page, 4 for a phone. `dark` suits a dark page.
+A figure is 9 inches wide, at 100 pixels each, and for a light page. Some take another `width` in inches; those of the
+report suit a phone (4) and a dark page (`dark`), too.
 
     style.py        colours, a page to write on, clean axes
     frames.py       images and clips, plain or under heat

@@ -5,23 +5,31 @@ from collections.abc import Sequence
 import numpy as np
 
 from minivllava.figures.frames import draw_frames
-from minivllava.figures.style import BLUE, GREEN, ORANGE, VERMILLION, Page, clean, name_axes, new_figure, quiet_bar
+from minivllava.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    VERMILLION,
+    WIDTH,
+    Page,
+    clean,
+    name_axes,
+    new_figure,
+    quiet_bar,
+)
 
 MARKS = {"image": ("o", BLUE), "clip": ("D", ORANGE), "caption": ("^", GREEN)}  # marker and colour
 LINES = (("o", ORANGE, ":"), ("s", VERMILLION, "--"), ("D", BLUE, "-"), ("^", GREEN, "-."))
 
 
-def scored_pairs(
-    images: Sequence[np.ndarray], captions: Sequence[str], similarity: np.ndarray, width: float = 9.0,
-    dark: bool = False,
-):  # fmt: skip
+def scored_pairs(images: Sequence[np.ndarray], captions: Sequence[str], similarity: np.ndarray):
     """Images as rows, captions as columns, their similarity in each cell; the right pair is framed.
 
     images: uint8 (h, w, 3) each. similarity: cosines (images, captions), pair i on the diagonal.
     """
     count, side = len(images), 0.62
     left, top = 0.12 + side, 0.3
-    page = Page(width, top + side * count + 0.45, dark)
+    page = Page(WIDTH, top + side * count + 0.45)
     axes = page.axes(left, top, side * count, side * count)
     shown = axes.imshow(similarity, cmap="cividis", vmin=min(0.0, similarity.min()), vmax=1, aspect="auto")
     for (y, x), value in np.ndenumerate(similarity):
@@ -38,23 +46,21 @@ def scored_pairs(
                   color=ORANGE, linewidth=2)  # fmt: skip
     line, end = left + side * count + 0.3, top - 0.05
     for i, caption in enumerate(captions):
-        end = page.text(line, max(end, top + side * i + 0.08), f"{i + 1}. {caption}", width - line, 9.5) + 0.04
+        end = page.text(line, max(end, top + side * i + 0.08), f"{i + 1}. {caption}", WIDTH - line, 9.5) + 0.04
     bar = page.figure.colorbar(shown, cax=page.axes(left, top + side * count + 0.1, side * count, 0.1),
                                orientation="horizontal")  # fmt: skip
     quiet_bar(bar, page.ink, "")
-    page.text(line, top + side * count + 0.06, "cosine; orange frame: the right pair", width - line, 9,
+    page.text(line, top + side * count + 0.06, "cosine; orange frame: the right pair", WIDTH - line, 9,
               color=page.ink.muted)  # fmt: skip
     return page.figure
 
 
-def similarity_matrices(
-    matrices: dict[str, np.ndarray], rows: str = "clip", columns: str = "caption", width: float = 9.0, dark=False
-):  # fmt: skip
+def similarity_matrices(matrices: dict[str, np.ndarray], rows: str = "clip", columns: str = "caption"):
     """Similarities of all rows with all columns on one scale; true pairs lie on the diagonal.
 
     matrices: title -> cosines (b, b).
     """
-    ink, figure = new_figure(width, 0.7 + (width - 1) / len(matrices), dark)
+    ink, figure = new_figure(WIDTH, 0.7 + (WIDTH - 1) / len(matrices))
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     low = min(0.0, *(matrix.min() for matrix in matrices.values()))
     for number, (axes, (title, matrix)) in enumerate(zip(panels, matrices.items(), strict=True)):
@@ -69,14 +75,12 @@ def similarity_matrices(
     return figure
 
 
-def recall_curves(
-    recalls: dict[str, Sequence[float]], ks: Sequence[int], candidates: int, width: float = 9.0, dark: bool = False
-):  # fmt: skip
+def recall_curves(recalls: dict[str, Sequence[float]], ks: Sequence[int], candidates: int):
     """Recall@k of several models over k, beside chance, which is k / candidates.
 
     recalls: name -> shares from 0 to 1, one for each k.
     """
-    ink, figure = new_figure(width, 3.1, dark)
+    ink, figure = new_figure(WIDTH, 3.1)
     axes = figure.subplots()
     clean(axes, ink, grid="y")
     for (name, values), (marker, colour, line) in zip(recalls.items(), LINES, strict=False):
@@ -95,9 +99,7 @@ def recall_curves(
     return figure
 
 
-def joint_maps(
-    maps: dict[str, dict[str, np.ndarray]], highlighted: int = 0, width: float = 9.0, dark: bool = False
-):  # fmt: skip
+def joint_maps(maps: dict[str, dict[str, np.ndarray]], highlighted: int = 0):
     """Images, clips and captions as points of a plane; lines join those of one scene.
 
     maps: title -> kind ("image", "clip", "caption") -> (scenes, 2). All panels share their scale.
@@ -105,10 +107,8 @@ def joint_maps(
     """
     from matplotlib.lines import Line2D
 
-    columns = len(maps) if width > 6 else 1
-    rows = -(-len(maps) // columns)
-    ink, figure = new_figure(width, 0.75 + rows * (width / columns), dark)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    ink, figure = new_figure(WIDTH, 0.75 + WIDTH / len(maps))
+    panels = figure.subplots(1, len(maps), squeeze=False, sharex=True, sharey=True).flat
     for axes, (title, kinds) in zip(panels, maps.items(), strict=True):
         clean(axes, ink, grid="both")
         points = np.stack(list(kinds.values()))  # kind, scene, 2
@@ -136,12 +136,12 @@ def joint_maps(
     return figure
 
 
-def circle_pull(before: np.ndarray, after: np.ndarray, texts: np.ndarray, width: float = 9.0, dark: bool = False):
+def circle_pull(before: np.ndarray, after: np.ndarray, texts: np.ndarray):
     """Unit vectors of the plane: where visuals stood before and after training, and the texts they belong to.
 
     Each of shape (b, 2), pair i in row i; texts are frozen.
     """
-    ink, figure = new_figure(width, 0.55 + width / 2.6, dark)
+    ink, figure = new_figure(WIDTH, 0.55 + WIDTH / 2.6)
     for number, (title, visuals) in enumerate({"before": before, "after": after}.items()):
         axes = figure.add_subplot(1, 2, number + 1)
         angles = np.linspace(0, 2 * np.pi, 200)

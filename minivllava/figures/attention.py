@@ -13,6 +13,7 @@ from minivllava.figures.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    WIDTH,
     Page,
     clean,
     name_axes,
@@ -25,7 +26,7 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
 
 def attention_overlay(
-    frames: np.ndarray, maps: dict[str, np.ndarray], width: float = 9.0, dark: bool = False,
+    frames: np.ndarray, maps: dict[str, np.ndarray], width: float = WIDTH, dark: bool = False,
     label: str = "attention (%)", outline: np.ndarray | None = None, plain: bool = True,
 ):  # fmt: skip
     """An image or a clip, then the same in grey under the heat of each map, patch by patch.
@@ -69,11 +70,11 @@ def attention_overlay(
     return page.figure
 
 
-def numbered_patches(frames: np.ndarray, numbers: np.ndarray, width: float = 9.0, dark: bool = False):
+def numbered_patches(frames: np.ndarray, numbers: np.ndarray, width: float = WIDTH):
     """Frames cut into patches, each with the number of its token. numbers: int (t, h, w)."""
     columns = len(frames) if len(frames) < 4 else 4
     height = frames_height(frames, width, columns)
-    page = Page(width, height + 0.05, dark)
+    page = Page(width, height + 0.05)
     axes = page.axes(0, 0, width, height)
     draw_frames(axes, _flattened(frames), columns)
     t, rows, across = numbers.shape
@@ -96,13 +97,13 @@ def numbered_patches(frames: np.ndarray, numbers: np.ndarray, width: float = 9.0
     return page.figure
 
 
-def head_maps(frames: np.ndarray, weights: np.ndarray, width: float = 6.5, dark: bool = False):
+def head_maps(frames: np.ndarray, weights: np.ndarray):
     """Every layer's and head's map on one frame, small, with the share of attention that goes to patches.
 
     frames: uint8 (1, h, w, 3). weights: (layer, k, 1, h, w), shares of the attention.
     """
     layers, heads = weights.shape[:2]
-    ink, figure = new_figure(width, 0.3 + heads * (0.9 * width / layers + 0.2), dark)
+    ink, figure = new_figure(6.5, 0.3 + heads * (5.85 / layers + 0.2))
     grey = np.repeat(_flattened(frames)[0].mean(-1, keepdims=True), 3, axis=-1).astype(np.uint8)
     panels = figure.subplots(heads, layers, squeeze=False)
     for layer in range(layers):
@@ -122,9 +123,9 @@ def head_maps(frames: np.ndarray, weights: np.ndarray, width: float = 6.5, dark:
     return figure
 
 
-def frame_bars(panels: dict[str, dict[str, np.ndarray]], labels: Sequence[str], width: float = 9.0, dark: bool = False):
+def frame_bars(panels: dict[str, dict[str, np.ndarray]], labels: Sequence[str]):
     """Values for each frame, as bars side by side. panels: title -> series -> (t,). labels: each panel's unit."""
-    ink, figure = new_figure(width, 0.36 * width, dark)
+    ink, figure = new_figure(WIDTH, 0.36 * WIDTH)
     for axes, (title, series), label in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), labels, strict=True
     ):
@@ -144,17 +145,14 @@ def frame_bars(panels: dict[str, dict[str, np.ndarray]], labels: Sequence[str], 
     return figure
 
 
-def overlap_chart(
-    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], chance: Sequence[float], width: float = 9.0,
-    dark: bool = False,
-):  # fmt: skip
+def overlap_chart(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], chance: Sequence[float]):
     """How much of each kind of map lies on the object: for the question asked, and for a question about another.
 
     panels: title -> kind of map -> (overlaps for the question asked (n,), for the other question (n,)), each
     0..1. Drawn are means with 95 % intervals (1.96 standard errors). chance: each panel's, as a line.
     """
     kinds = len(next(iter(panels.values())))
-    ink, figure = new_figure(width, 1.0 + 0.55 * kinds, dark)
+    ink, figure = new_figure(WIDTH, 1.0 + 0.55 * kinds)
     axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (title, found), even in zip(axes_row, panels.items(), chance, strict=True):
         clean(axes, ink, grid="x")

@@ -5,21 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from minivllava.figures.frames import draw_frames, frames_height
-from minivllava.figures.style import LINE, ORANGE, Page, clean, new_figure, quiet_bar, wrapped
+from minivllava.figures.style import LINE, ORANGE, WIDTH, Page, clean, new_figure, quiet_bar, wrapped
 
 
-def clip_strips(
-    clips: dict[str, np.ndarray], columns: str = "frame, in order of time", width: float = 9.0, dark: bool = False
-):  # fmt: skip
+def clip_strips(clips: dict[str, np.ndarray], columns: str = "frame, in order of time"):
     """Clips below each other, each under its title. clips: title -> uint8 (t, h, w, 3). columns: what these are."""
     size = 10
-    titles = [len(wrapped(title, width, size)) * size * LINE / 72 + 0.06 for title in clips]
-    strips = [frames_height(frames, width, len(frames)) for frames in clips.values()]
-    page = Page(width, sum(titles) + sum(strips) + 0.12 * len(clips) + 0.3, dark)
+    titles = [len(wrapped(title, WIDTH, size)) * size * LINE / 72 + 0.06 for title in clips]
+    strips = [frames_height(frames, WIDTH, len(frames)) for frames in clips.values()]
+    page = Page(WIDTH, sum(titles) + sum(strips) + 0.12 * len(clips) + 0.3)
     top = 0.0
     for (title, frames), above, strip in zip(clips.items(), titles, strips, strict=True):
-        page.text(0, top + 0.02, title, width, size, fontweight="bold")
-        axes = page.axes(0, top + above, width, strip)
+        page.text(0, top + 0.02, title, WIDTH, size, fontweight="bold")
+        axes = page.axes(0, top + above, WIDTH, strip)
         draw_frames(axes, frames, len(frames))
         top += above + strip + 0.12
     axes.set_xticks(np.arange(len(frames)) + 0.48, range(1, len(frames) + 1))
@@ -28,7 +26,7 @@ def clip_strips(
     return page.figure
 
 
-def attention_reach(frames: int, grid: int, width: float = 9.0, dark: bool = False):
+def attention_reach(frames: int, grid: int):
     """Which patches of a clip one patch attends to: in its frame, through time, or everywhere; and the cost."""
     n = grid**2
     query = (frames // 2, grid // 2, grid // 2 - 1)
@@ -43,16 +41,16 @@ def attention_reach(frames: int, grid: int, width: float = 9.0, dark: bool = Fal
             f"{frames * n}² = {(frames * n) ** 2:,} weights",
         ),
     }
-    label = 2.55 if width > 6 else 0.0
-    strip = (width - label) / frames
-    row = strip + 0.14 if label else strip + 0.6
-    page = Page(width, len(kinds) * row + 0.1, dark)
+    label = 2.55
+    strip = (WIDTH - label) / frames
+    row = strip + 0.14
+    page = Page(WIDTH, len(kinds) * row + 0.1)
     for number, (title, (reached, cost)) in enumerate(kinds.items()):
         top = number * row
-        end = page.text(0, top + (0.12 if label else 0), title, label - 0.15 if label else width, 10, fontweight="bold")
-        page.text(0, end + 0.03, cost, label - 0.1 if label else width, 9.5, color=page.ink.muted)
+        end = page.text(0, top + 0.12, title, label - 0.15, 10, fontweight="bold")
+        page.text(0, end + 0.03, cost, label - 0.1, 9.5, color=page.ink.muted)
         for t in range(frames):
-            axes = page.axes(label + t * strip, top + (0 if label else 0.5), 0.93 * strip, 0.93 * strip)
+            axes = page.axes(label + t * strip, top, 0.93 * strip, 0.93 * strip)
             axes.set_axis_off()
             axes.set_xlim(-0.03, grid)
             axes.set_ylim(grid, -0.03)
@@ -64,14 +62,12 @@ def attention_reach(frames: int, grid: int, width: float = 9.0, dark: bool = Fal
     return page.figure
 
 
-def spreads(
-    values: dict[str, Sequence[float]], label: str, seed: int = 0, width: float = 9.0, dark: bool = False
-):  # fmt: skip
+def spreads(values: dict[str, Sequence[float]], label: str, seed: int = 0):
     """Each clip a dot, each way of reading clips a line of dots; a bar marks the median.
 
     seed: of the dots' vertical jitter, which means nothing.
     """
-    ink, figure = new_figure(width, 0.8 + 0.5 * len(values), dark)
+    ink, figure = new_figure(WIDTH, 0.8 + 0.5 * len(values))
     axes = figure.subplots()
     clean(axes, ink, grid="x")
     rng = np.random.default_rng(seed)
@@ -87,12 +83,12 @@ def spreads(
     return figure
 
 
-def time_patterns(patterns: dict[str, np.ndarray], width: float = 9.0, dark: bool = False):
+def time_patterns(patterns: dict[str, np.ndarray]):
     """Temporal attention, layer by layer: how much a frame (row) reads from each frame (column).
 
     patterns: title -> (t, t), rows that sum to 1.
     """
-    ink, figure = new_figure(width, 0.75 + (width - 1) / len(patterns), dark)
+    ink, figure = new_figure(WIDTH, 0.75 + (WIDTH - 1) / len(patterns))
     panels = figure.subplots(1, len(patterns), squeeze=False)[0]
     high = max(pattern.max() for pattern in patterns.values())
     for number, (axes, (title, pattern)) in enumerate(zip(panels, patterns.items(), strict=True)):

@@ -11,6 +11,7 @@ from minivllava.figures.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    WIDTH,
     Inks,
     Page,
     clean,
@@ -22,14 +23,14 @@ PARTS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 MARKERS = ("o", "s", "^", "D", "v")
 
 
-def decoder_layer(notes: dict[str, str] | None = None, width: float = 9.0, dark: bool = False):
+def decoder_layer(notes: dict[str, str] | None = None):
     """One decoder layer as boxes along the residual stream.
 
     notes: what to write below a box, by its name: "RMSNorm", "attention", "SwiGLU".
     """
-    page = Page(width, 2.05, dark)
+    page = Page(WIDTH, 2.05)
     ink, notes = page.ink, notes or {}
-    axes = page.axes(0, 0, width, 2.05)
+    axes = page.axes(0, 0, WIDTH, 2.05)
     axes.set_axis_off()
     axes.set_xlim(0, 9)
     axes.set_ylim(2.05, 0)
@@ -58,9 +59,9 @@ def decoder_layer(notes: dict[str, str] | None = None, width: float = 9.0, dark:
     return page.figure
 
 
-def parameter_shares(models: dict[str, dict[str, int]], width: float = 9.0, dark: bool = False):
+def parameter_shares(models: dict[str, dict[str, int]]):
     """Where the parameters of models are: one bar each, divided into parts. models: name -> part -> count."""
-    ink, figure = new_figure(width, 0.85 + 0.5 * len(models), dark)
+    ink, figure = new_figure(WIDTH, 0.85 + 0.5 * len(models))
     axes = figure.subplots()
     clean(axes, ink, grid="x")
     names = list(dict.fromkeys(part for parts in models.values() for part in parts))
@@ -84,12 +85,12 @@ def parameter_shares(models: dict[str, dict[str, int]], width: float = 9.0, dark
     return figure
 
 
-def norm_before_after(panels: dict[str, np.ndarray], radius: float, width: float = 9.0, dark: bool = False):
+def norm_before_after(panels: dict[str, np.ndarray], radius: float):
     """Vectors of two channels as points, before and after each of some norms, numbered alike.
 
     panels: title -> float (n, 2). radius: of the circle that is drawn in every panel but the first.
     """
-    ink, figure = new_figure(width, width / len(panels) + 0.3, dark)
+    ink, figure = new_figure(WIDTH, WIDTH / len(panels) + 0.3)
     angles = np.linspace(0, 2 * np.pi, 200)
     for number, (axes, (title, points)) in enumerate(
         zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)
@@ -110,10 +111,10 @@ def norm_before_after(panels: dict[str, np.ndarray], radius: float, width: float
     return figure
 
 
-def rotation_dials(angles: np.ndarray, names: Sequence[str], width: float = 9.0, dark: bool = False):
+def rotation_dials(angles: np.ndarray, names: Sequence[str]):
     """Clock dials: how far each pair of channels is turned at each position. angles: radians (pair, position)."""
     pairs, positions = angles.shape
-    ink, figure = new_figure(width, 0.75 + 0.82 * width / (positions + 1.5) * pairs, dark)
+    ink, figure = new_figure(WIDTH, 0.75 + 0.82 * WIDTH / (positions + 1.5) * pairs)
     axes = figure.subplots()
     axes.set_facecolor(ink.page)
     circle = np.linspace(0, 2 * np.pi, 60)
@@ -137,12 +138,12 @@ def rotation_dials(angles: np.ndarray, names: Sequence[str], width: float = 9.0,
     return figure
 
 
-def relative_scores(scores: np.ndarray, queries: Sequence[int], width: float = 9.0, dark: bool = False):
+def relative_scores(scores: np.ndarray, queries: Sequence[int]):
     """A matrix of scores query x key, and some of its rows against the distance to the key: they coincide.
 
     scores: float (s, s). queries: which rows to draw.
     """
-    ink, figure = new_figure(width, 0.42 * width, dark)
+    ink, figure = new_figure(WIDTH, 0.42 * WIDTH)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     reach = np.abs(scores).max()
     signed = {"cmap": "PuOr", "vmin": -reach, "vmax": reach} if scores.min() < 0 else {"cmap": "cividis"}
@@ -165,10 +166,9 @@ def relative_scores(scores: np.ndarray, queries: Sequence[int], width: float = 9
     return figure
 
 
-def gate_curves(gates: np.ndarray, curves: dict[str, np.ndarray], products: dict[str, np.ndarray],
-                width: float = 9.0, dark: bool = False):  # fmt: skip
+def gate_curves(gates: np.ndarray, curves: dict[str, np.ndarray], products: dict[str, np.ndarray]):
     """Activation functions of the gate, and what a gated channel lets through. All arrays (n,)."""
-    ink, figure = new_figure(width, 0.36 * width, dark)
+    ink, figure = new_figure(WIDTH, 0.36 * WIDTH)
     titles = ("the gate alone", "gate times value")
     styles = ("-", "--", ":", "-.")
     for axes, lines, title in zip(figure.subplots(1, 2), (curves, products), titles, strict=True):
@@ -181,9 +181,9 @@ def gate_curves(gates: np.ndarray, curves: dict[str, np.ndarray], products: dict
     return figure
 
 
-def cache_work(prompt: int, steps: int, width: float = 9.0, dark: bool = False):
+def cache_work(prompt: int, steps: int):
     """Which positions are computed in each step of an answer, without a KV cache and with one."""
-    ink, figure = new_figure(width, 0.75 + 0.2 * (steps + 1), dark)
+    ink, figure = new_figure(WIDTH, 0.75 + 0.2 * (steps + 1))
     length = prompt + steps
     for axes, cached in zip(figure.subplots(1, 2), (False, True), strict=True):
         axes.set_facecolor(ink.page)
@@ -207,9 +207,9 @@ def cache_work(prompt: int, steps: int, width: float = 9.0, dark: bool = False):
     return figure
 
 
-def time_per_token(lengths: Sequence[int], times: dict[str, Sequence[float]], width: float = 9.0, dark: bool = False):
+def time_per_token(lengths: Sequence[int], times: dict[str, Sequence[float]]):
     """Milliseconds for the next token against the length of what stands before it."""
-    ink, figure = new_figure(width, 0.33 * width, dark)
+    ink, figure = new_figure(WIDTH, 0.33 * WIDTH)
     axes = figure.subplots()
     clean(axes, ink, grid="both")
     for number, (name, values) in enumerate(times.items()):

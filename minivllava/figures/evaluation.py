@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from minivllava.figures.style import ORANGE, PURPLE, VERMILLION, Inks, clean, name_axes, new_figure
+from minivllava.figures.style import ORANGE, PURPLE, VERMILLION, WIDTH, Inks, clean, name_axes, new_figure
 
 KINDS = {"image": "Images", "video": "Clips", "text": "Text"}
 
@@ -19,7 +19,7 @@ TYPES = {"order": "which came first", "needs order": "all that need order", "oth
 FEW = 10  # a share of fewer questions is drawn pale
 
 
-def accuracy_by_type(rows: Sequence[dict], width: float = 9.0, dark: bool = False, figure=None):
+def accuracy_by_type(rows: Sequence[dict], width: float = WIDTH, dark: bool = False, figure=None):
     """Exact match by type of question: the model as bars, what each baseline reaches as markers.
 
     rows: as `evaluation.evaluate.table` makes them: `kind`, `type`, `n`, and each view's share or None. Beside each
@@ -113,11 +113,10 @@ def _accuracy_legend(figure, ink: Inks, rows: Sequence[dict], columns: int):
                   labelcolor=ink.text, handlelength=1.1, columnspacing=1.5, handletextpad=0.6)  # fmt: skip
 
 
-def intervals(panels: dict[str, dict[str, tuple[float, float, float]]], unit: str = "exact match (%)",
-              width: float = 9.0, dark: bool = False):  # fmt: skip
+def intervals(panels: dict[str, dict[str, tuple[float, float, float]]], unit: str = "exact match (%)"):
     """Estimates with their 95 % intervals, a panel for each group: title -> name -> (value, low, high), in %."""
     rows = max(len(estimates) for estimates in panels.values())
-    ink, figure = new_figure(width, 0.95 + 0.34 * rows, dark)
+    ink, figure = new_figure(WIDTH, 0.95 + 0.34 * rows)
     for axes, (title, estimates) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(),
                                         strict=True):  # fmt: skip
         clean(axes, ink, grid="x")

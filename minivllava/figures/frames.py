@@ -2,20 +2,18 @@
 
 import numpy as np
 
-from minivllava.figures.style import Page
+from minivllava.figures.style import WIDTH, Page
 
 
-def frame_strip(frames: np.ndarray, width: float = 9.0, dark: bool = False):
+def frame_strip(frames: np.ndarray):
     """The frames of a clip side by side, in order of time. frames: uint8 (t, h, w, 3)."""
-    columns = len(frames) if width > 6 else -(-len(frames) // 2)
-    height = frames_height(frames, width, columns)
-    page = Page(width, height + 0.5, dark)
-    axes = page.axes(0, 0, width, height)
-    draw_frames(axes, frames, columns)
+    height = frames_height(frames, WIDTH, len(frames))
+    page = Page(WIDTH, height + 0.5)
+    axes = page.axes(0, 0, WIDTH, height)
+    draw_frames(axes, frames, len(frames))
     axes.set_xlabel("frame, in order of time", color=page.ink.muted, fontsize=10)
-    if columns == len(frames):
-        axes.set_xticks(np.arange(columns) + 0.5, range(1, columns + 1))
-        axes.tick_params(axis="x", length=0, labelsize=10, labelcolor=page.ink.muted)
+    axes.set_xticks(np.arange(len(frames)) + 0.5, range(1, len(frames) + 1))
+    axes.tick_params(axis="x", length=0, labelsize=10, labelcolor=page.ink.muted)
     return page.figure
 
 

@@ -6,21 +6,21 @@ import numpy as np
 from einops import rearrange
 
 from minivllava.figures.frames import draw_frames
-from minivllava.figures.style import ORANGE, VERMILLION, Page, quiet_bar
+from minivllava.figures.style import ORANGE, VERMILLION, WIDTH, Page, quiet_bar
 
 
-def patch_sequence(image: np.ndarray, grid: int, width: float = 9.0, dark: bool = False):
+def patch_sequence(image: np.ndarray, grid: int):
     """An image under its patch grid, and the sequence of its patches in raster order.
 
     image: uint8 (h, w, 3), sides multiples of `grid`, the number of patches along a side.
     """
-    side, gap = min(2.5, 0.28 * width), 0.45
+    side, gap = 2.5, 0.45
     columns = -(-(grid**2) // 2) if grid**2 <= 24 else 2 * grid
     rows = -(-(grid**2) // columns)
-    step = (width - side - gap) / columns
-    page = Page(width, max(side, rows * (step + 0.22)) + 0.42, dark)
+    step = (WIDTH - side - gap) / columns
+    page = Page(WIDTH, max(side, rows * (step + 0.22)) + 0.42)
     page.text(0, 0.02, f"an image, cut {grid} x {grid}", side, 10, fontweight="bold")
-    page.text(side + gap, 0.02, f"a sequence of {grid**2} patches", width - side - gap, 10, fontweight="bold")
+    page.text(side + gap, 0.02, f"a sequence of {grid**2} patches", WIDTH - side - gap, 10, fontweight="bold")
     axes = page.axes(0, 0.34, side, side)
     draw_frames(axes, image[None], 1)
     for line in np.arange(1, grid) / grid:
@@ -41,14 +41,14 @@ def patch_sequence(image: np.ndarray, grid: int, width: float = 9.0, dark: bool 
     return page.figure
 
 
-def place_similarity(similarity: np.ndarray, grid: int, width: float = 9.0, dark: bool = False):
+def place_similarity(similarity: np.ndarray, grid: int):
     """For each patch's place a small map: how alike its position embedding is to that of every place.
 
     similarity: cosines (n, n), n = grid * grid. The scale ends at the strongest of two different places: a place with
     itself, 1, lies above it.
     """
-    side = min(width, 4.6)
-    page = Page(side + 1.25, side + 0.34, dark)
+    side = 4.6
+    page = Page(side + 1.25, side + 0.34)
     page.text(0, 0.02, "alikeness of position embeddings; ring: the place itself", side + 1.2, 10, fontweight="bold")
     outer, limit = side / grid, np.abs(similarity[~np.eye(len(similarity), dtype=bool)]).max()
     for number, row in enumerate(similarity):
@@ -62,15 +62,13 @@ def place_similarity(similarity: np.ndarray, grid: int, width: float = 9.0, dark
     return page.figure
 
 
-def token_similarity(
-    image: np.ndarray, maps: dict[str, np.ndarray], marked: tuple[int, int], width: float = 9.0, dark: bool = False
-):  # fmt: skip
+def token_similarity(image: np.ndarray, maps: dict[str, np.ndarray], marked: tuple[int, int]):
     """An image with one patch marked, then how alike each patch's token is to the marked one's.
 
     image: uint8 (h, w, 3). maps: title -> cosines (h, w) over the patch grid, on one scale. marked: row, column.
     """
-    each = (width - 0.9 - 0.12 * len(maps)) / (1 + len(maps))
-    page = Page(width, each + 0.34, dark)
+    each = (WIDTH - 0.9 - 0.12 * len(maps)) / (1 + len(maps))
+    page = Page(WIDTH, each + 0.34)
     grid = len(next(iter(maps.values())))
     left = 0.0
     low = min(0.0, *(values.min() for values in maps.values()))
@@ -94,10 +92,10 @@ def token_similarity(
     return page.figure
 
 
-def attention_spread(rows: dict[str, Sequence[float]], width: float = 9.0, dark: bool = False):
+def attention_spread(rows: dict[str, Sequence[float]]):
     """Rows of attention weights as bars, each row in a panel of its own, on one scale: even, or all on one?"""
-    page = Page(width, 1.95, dark)
-    each = (width - 0.55 - 0.35 * (len(rows) - 1)) / len(rows)
+    page = Page(WIDTH, 1.95)
+    each = (WIDTH - 0.55 - 0.35 * (len(rows) - 1)) / len(rows)
     for number, (title, weights) in enumerate(rows.items()):
         left = 0.55 + number * (each + 0.35)
         page.text(left, 0.02, title, each, 10, fontweight="bold")

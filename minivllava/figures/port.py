@@ -3,26 +3,18 @@
 from collections.abc import Sequence
 
 from minivllava.figures.evaluation import type_label
-from minivllava.figures.style import VERMILLION, clean, name_axes, new_figure
+from minivllava.figures.style import VERMILLION, WIDTH, clean, name_axes, new_figure
 
 NOTHING = 1e-5  # a relative change of features below it is rounding
 
 
-def port_lost(
-    rows: Sequence[dict], permutation: Sequence[dict], with_it: str, without: str,
-    width: float = 9.0, dark: bool = False,
-):  # fmt: skip
+def port_lost(rows: Sequence[dict], permutation: Sequence[dict], with_it: str, without: str):
     """Exact match with temporal attention and without it, by what is asked; and how features change with the order.
 
     rows: `asked`, `n` and a share for each of the two views; permutation: of each clip, a distance for each view.
     """
-    beside = width > 6
-    heights = (0.34 * len(rows) + 1.2, 1.9)
-    ink, figure = new_figure(width, heights[0] if beside else sum(heights), dark)
-    if beside:
-        left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
-    else:
-        left, right = figure.subplots(2, 1, height_ratios=heights)
+    ink, figure = new_figure(WIDTH, 0.34 * len(rows) + 1.2)
+    left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
     looks = {
         with_it: {"marker": "o", "color": ink.model, "markersize": 9},
         without: {"marker": "D", "color": VERMILLION, "markersize": 7, "fillstyle": "none", "markeredgewidth": 1.8},
@@ -40,7 +32,7 @@ def port_lost(
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlim(-2, 102)
     left.set_xticks([0, 25, 50, 75, 100])
-    name_axes(left, ink, "Questions about clips" if beside else "Clips", "exact match (%)")
+    name_axes(left, ink, "Questions about clips", "exact match (%)")
     clean(right, ink, grid="y")
     for number, name in enumerate(looks):
         distances = [clip[name] for clip in permutation]
@@ -54,7 +46,7 @@ def port_lost(
     right.set_xlim(-0.5, 1.5)
     top = max(clip[name] for clip in permutation for name in looks) or 1.0
     right.set_ylim(-0.07 * top, 1.15 * top)
-    name_axes(right, ink, "Frames in reverse" if beside else "Reversed", "temporal attention")
+    name_axes(right, ink, "Frames in reverse", "temporal attention")
     right.set_ylabel("relative change of features", color=ink.muted, fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
                   labelcolor=ink.text, fontsize=10)  # fmt: skip

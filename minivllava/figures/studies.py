@@ -5,23 +5,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from minivllava.figures.evaluation import BASELINES, LABELS
-from minivllava.figures.style import Inks, clean, name_axes, new_figure, wrapped
+from minivllava.figures.style import WIDTH, Inks, clean, name_axes, new_figure, wrapped
 
 SIGNS = {"agrees": "✓ agrees", "disagrees": "✗ disagrees", "undecided": "? undecided", "not asked": ""}
 ROW = 0.42  # inches
 
 
-def study_figure(results: dict, titles: Mapping[str, str], said: Sequence[str], width: float = 9.0, dark: bool = False):
+def study_figure(results: dict, titles: Mapping[str, str], said: Sequence[str]):
     """Above: scores of each arm, one panel a metric. Below: differences that claims are about, with the paper's.
 
     results: the JSON of a study's results; titles: of its metrics; said: each claim's difference in words. Dots are
     seeds. Returns a matplotlib Figure; `ablations.results.study_chart` fills in the words.
     """
     arms, metrics, claims = results["arms"], results["metrics"], results["claims"]
-    columns = min(len(metrics), 3 if width > 6 else 1)
+    columns = min(len(metrics), 3)
     lines = -(-len(metrics) // columns)
     above, below = lines * (0.75 + ROW * len(arms)) + 0.6, 0.8 + 1.35 * ROW * len(claims) if claims else 0
-    ink, figure = new_figure(width, above + below, dark)
+    ink, figure = new_figure(WIDTH, above + below)
     top, bottom = figure.subfigures(2, 1, height_ratios=(above, below)) if claims else (figure, None)
     panels = top.subplots(lines, columns, squeeze=False)
     for number, axes in enumerate(panels.flat):
@@ -32,7 +32,7 @@ def study_figure(results: dict, titles: Mapping[str, str], said: Sequence[str], 
     _legend(top, ink, results)
     if claims:
         labels = {arm["name"]: arm["label"] for arm in arms}
-        _draw_claims(bottom.subplots(), ink, claims, said, labels, titles, width)
+        _draw_claims(bottom.subplots(), ink, claims, said, labels, titles)
     return figure
 
 
@@ -65,7 +65,7 @@ def _draw_spread(axes, ink: Inks, y: float, by_seed: dict, summary: dict, colour
     axes.plot(summary["mean"], y, "|", color=colour, markersize=13, markeredgewidth=2.6, zorder=5)
 
 
-def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, str], titles, width: float):
+def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, str], titles):
     clean(axes, ink, grid="x")
     axes.axvline(0, color=ink.muted, linewidth=1.2)
     for y, (claim, words) in enumerate(zip(claims, said, strict=True)):
@@ -81,7 +81,7 @@ def _draw_claims(axes, ink: Inks, claims: list[dict], said, labels: dict[str, st
         axes.annotate(text, (1, y), (6, 0), xycoords=right, textcoords="offset points", va="center", fontsize=9,
                       color=colour, annotation_clip=False)  # fmt: skip
     sides = [f"{titles[c['metric']]}: {_side(labels[c['better']])} − {_side(labels[c['than']])}" for c in claims]
-    axes.set_yticks(range(len(claims)), [_lines(side, 0.36 * width) for side in sides])
+    axes.set_yticks(range(len(claims)), [_lines(side, 0.36 * WIDTH) for side in sides])
     axes.tick_params(axis="y", labelsize=9, labelcolor=ink.text)
     axes.set_ylim(len(claims) - 0.5, -0.5)
     marks = ["☆ the paper's"] if any(claim["points"] is not None for claim in claims) else []
@@ -100,7 +100,7 @@ def _legend(figure, ink: Inks, results: dict):
     ]
     mean = "mean, 95 % bootstrap interval (too narrow with few seeds)"
     labels = ["one seed", mean, *(LABELS[view] for view in BASELINES if view in views)]
-    figure.legend(handles, labels, loc="outside upper left", ncols=3 if figure.bbox.width > 600 else 2, frameon=False,
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False,
                   fontsize=9, labelcolor=ink.text, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
 
 

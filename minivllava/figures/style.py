@@ -15,6 +15,7 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
 VERMILLION, PURPLE = "#D55E00", "#CC79A7"
 
+WIDTH = 9.0  # of a figure on a page, in inches
 LINE = 1.32  # from one line of text to the next, in font sizes
 
 
@@ -44,7 +45,7 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
 class Page:
     """A Figure, or a sub-figure, on which things stand at places in inches from the top left corner."""
 
-    def __init__(self, width: float, height: float, dark: bool, figure=None):
+    def __init__(self, width: float, height: float, dark: bool = False, figure=None):
         from matplotlib.figure import Figure
 
         self.ink = DARK if dark else LIGHT
@@ -74,7 +75,7 @@ class Page:
         self.text(left, end, answer, width, 10, color=colour, fontweight="bold")
 
 
-def new_figure(width: float, height: float, dark: bool, figure=None):
+def new_figure(width: float, height: float, dark: bool = False, figure=None):
     """(the page's colours, a new Figure, or the one given)."""
     from matplotlib.figure import Figure
 
@@ -86,13 +87,13 @@ def new_figure(width: float, height: float, dark: bool, figure=None):
     return ink, figure
 
 
-def chart_png(figure, colours: int = 128) -> bytes:
-    """A figure as a PNG of so many colours: a chart looks the same in a third of the bytes; a photograph would not."""
+def chart_png(figure) -> bytes:
+    """A figure as a PNG of 128 colours: a chart looks the same in a third of the bytes; a photograph would not."""
     from PIL import Image
 
     whole, small = io.BytesIO(), io.BytesIO()
     figure.savefig(whole, format="png", dpi=100)
-    few = Image.open(whole).convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE)  # which keeps rare colours
+    few = Image.open(whole).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE)  # which keeps rare colours
     few.save(small, format="PNG", optimize=True)
     return small.getvalue()
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minivllava.figures.style import Inks, Page, clean, new_figure
+from minivllava.figures.style import WIDTH, Inks, Page, clean, new_figure
 
 # Light enough for dark numbers on them; neighbours differ for colour-blind readers too.
 TINTS = ("#a8d3ef", "#f5d190", "#a5dccb", "#e8c3d9", "#d9dde2", "#f0e9a0", "#efb89a", "#bcc4f0")
@@ -17,8 +17,7 @@ def number_tables(
     signs: Sequence[str] = (),
     digits: int = 2,
     cell: float = 0.46,
-    width: float = 9.0,
-    dark: bool = False,
+    width: float = WIDTH,
 ):
     """Tables of numbers side by side, e.g. a product and its factors.
 
@@ -32,7 +31,7 @@ def number_tables(
     across = sum(np.shape(table)[1] for table in tables.values()) * cell + sum(margins)
     gap = max(0.32, min(1.0, (width - across) / max(1, len(tables) - 1)))
     height = 0.62 + cell * max(len(table) for table in tables.values())
-    page = Page(max(width, across + gap * (len(tables) - 1)), height, dark)
+    page = Page(max(width, across + gap * (len(tables) - 1)), height)
     left = 0.0
     for number, (title, table) in enumerate(tables.items()):
         left += margins[number]
@@ -77,20 +76,18 @@ def _table(axes, ink: Inks, table: np.ndarray, group, digits: int, labels):
     axes.tick_params(length=0, labelsize=9, labelcolor=ink.muted, pad=2)
 
 
-def shares(
-    values: dict[str, float], title: str, chance: float | None = None, width: float = 9.0, dark: bool = False
-):  # fmt: skip
+def shares(values: dict[str, float], title: str, chance: float | None = None, width: float = WIDTH):
     """Shares from 0 to 1 as bars in per cent; a dashed line where chance lies."""
     line = None if chance is None else ("chance", 100 * chance)
-    return amounts({name: 100 * share for name, share in values.items()}, title, "share (%)", line, 100, width, dark)
+    return amounts({name: 100 * share for name, share in values.items()}, title, "share (%)", line, 100, width)
 
 
 def amounts(
     values: dict[str, float], title: str, unit: str, line: tuple[str, float] | None = None, top: float | None = None,
-    width: float = 9.0, dark: bool = False,
+    width: float = WIDTH,
 ):  # fmt: skip
     """Numbers from 0 up as bars. line: a name and where to draw it, dashed; top: where the axis ends, if fixed."""
-    ink, figure = new_figure(width, 0.95 + 0.36 * len(values), dark)
+    ink, figure = new_figure(width, 0.95 + 0.36 * len(values))
     axes = figure.subplots()
     clean(axes, ink, grid="x")
     for y, value in enumerate(values.values()):

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from minivllava.figures.style import BLUE, GREEN, SKY, VERMILLION, Inks, Page, clean, new_figure
+from minivllava.figures.style import BLUE, GREEN, SKY, VERMILLION, WIDTH, Inks, Page, clean, new_figure
 
 PADDING, TEXT, IMAGE, FRAME = 0, 1, 2, 3
 LEARNED = VERMILLION
@@ -26,8 +26,6 @@ def token_boxes(
     sources: Sequence[int],
     learned: Sequence[bool] | None = None,
     targets: Sequence[str] | None = None,
-    width: float = 9.0,
-    dark: bool = False,
 ):
     """A sequence as boxes in lines of text, coloured by source; learned tokens are underlined.
 
@@ -41,16 +39,16 @@ def token_boxes(
     for i, word in enumerate(words):
         longest = max(len(word), len(targets[i]) if targets is not None else 0)
         across = longest * letter + 0.1
-        if left + across > width:
+        if left + across > WIDTH:
             left, top = 0.0, top + height + below + 0.08
         places.append((left, top, across))
         left += across + gap
     kinds = list(dict.fromkeys(min(s, FRAME) for s in sources))
     bottom = top + height + below
-    page = Page(width, bottom + 0.42, dark)
-    axes = page.axes(0, 0, width, bottom)
+    page = Page(WIDTH, bottom + 0.42)
+    axes = page.axes(0, 0, WIDTH, bottom)
     axes.set_axis_off()
-    axes.set_xlim(0, width)
+    axes.set_xlim(0, WIDTH)
     axes.set_ylim(bottom, 0)
     for i, (left, top, across) in enumerate(places):
         _box(axes, page.ink, (left, top, across, height), sources[i])
@@ -67,15 +65,13 @@ def token_boxes(
     return page.figure
 
 
-def batch_strips(
-    sources: np.ndarray, learned: np.ndarray, names: Sequence[str], width: float = 9.0, dark: bool = False
-):
+def batch_strips(sources: np.ndarray, learned: np.ndarray, names: Sequence[str]):
     """A batch, one row for each sample, as strips coloured by source; below each, what is learned.
 
     sources: int (b, s). learned: bool (b, s). names: what to call each row.
     """
     rows, length = sources.shape
-    ink, figure = new_figure(width, 0.95 + 0.55 * rows, dark)
+    ink, figure = new_figure(WIDTH, 0.95 + 0.55 * rows)
     axes = figure.subplots()
     clean(axes, ink, grid="x")
     for y, (row, marks) in enumerate(zip(sources, learned, strict=True)):
@@ -100,9 +96,7 @@ def batch_strips(
     return figure
 
 
-def embedding_rows(
-    rows: dict[str, np.ndarray], sources: Sequence[int], channels: int = 16, width: float = 9.0, dark: bool = False
-):
+def embedding_rows(rows: dict[str, np.ndarray], sources: Sequence[int], channels: int = 16):
     """Matrices of token vectors under each other, one column for each position: a splice, before and after.
 
     rows: title -> float (s, d); rows of NaN are places where nothing stands. The first `channels` are drawn,
@@ -111,7 +105,7 @@ def embedding_rows(
     """
     from matplotlib.colors import SymLogNorm
 
-    ink, figure = new_figure(width, 0.5 + 1.15 * len(rows), dark)
+    ink, figure = new_figure(WIDTH, 0.5 + 1.15 * len(rows))
     panels = list(figure.subplots(len(rows), 1, squeeze=False)[:, 0])
     values = np.concatenate([matrix.ravel() for matrix in rows.values()])
     reach = np.nanmax(np.abs(values))
@@ -144,15 +138,15 @@ def embedding_rows(
     return figure
 
 
-def attention_matrix(patterns: dict[str, np.ndarray], sources: Sequence[int], width: float = 9.0, dark: bool = False):
+def attention_matrix(patterns: dict[str, np.ndarray], sources: Sequence[int]):
     """Attention patterns side by side, rows look at columns, with each position's source on both sides.
 
     patterns: title -> float (s, s). The colour is logarithmic, from 0.1 % to all of a row's attention.
     """
     from matplotlib.colors import LogNorm
 
-    each = width / len(patterns)
-    ink, figure = new_figure(width, 0.92 * each + 0.75, dark)
+    each = WIDTH / len(patterns)
+    ink, figure = new_figure(WIDTH, 0.92 * each + 0.75)
     panels = figure.subplots(1, len(patterns), squeeze=False)[0]
     length = len(sources)
     edge = length / 30
@@ -184,9 +178,9 @@ def attention_matrix(patterns: dict[str, np.ndarray], sources: Sequence[int], wi
     return figure
 
 
-def token_budget(rows: Sequence[tuple[str, int, int, int]], width: float = 9.0, dark: bool = False):
+def token_budget(rows: Sequence[tuple[str, int, int, int]]):
     """How much of the context one image or one clip takes. rows: (name, source, tokens, context)."""
-    ink, figure = new_figure(width, 0.55 + 0.34 * len(rows), dark)
+    ink, figure = new_figure(WIDTH, 0.55 + 0.34 * len(rows))
     axes = figure.subplots()
     clean(axes, ink, grid="x")
     for y, (_, source, tokens, context) in enumerate(rows):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from minivllava.figures.style import BLUE, GREEN, ORANGE, PURPLE, clean, name_axes, new_figure
+from minivllava.figures.style import BLUE, GREEN, ORANGE, PURPLE, WIDTH, clean, name_axes, new_figure
 
 TITLES = {
     "language": "Language pre-training",
@@ -13,7 +13,7 @@ TITLES = {
 }
 
 
-def loss_curves(logs: dict[str, Sequence[dict]], width: float = 9.0, dark: bool = False):
+def loss_curves(logs: dict[str, Sequence[dict]], width: float = WIDTH, dark: bool = False):
     """The loss of each training step that has a log, in the order in which they are trained; the last one as a number.
 
     logs: by TITLES' keys, lines of `step`, `loss` (nats; mean since the line before) and `seconds`.
@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
 
 
 def compare_runs(panels: dict[str, dict[str, Sequence[dict]]], key: str = "loss", unit: str = "nats per token",
-                 width: float = 9.0, dark: bool = False):  # fmt: skip
+                 width: float = WIDTH):  # fmt: skip
     """One quantity of several runs over their steps, a panel for each comparison, on one logarithmic scale.
 
     panels: title -> run -> log lines with `step` and `key`. Runs of the same name look alike in all panels.
@@ -83,7 +83,7 @@ def compare_runs(panels: dict[str, dict[str, Sequence[dict]]], key: str = "loss"
     looks = [(BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PURPLE, "-.", "D")]
     names = list(dict.fromkeys(name for runs in panels.values() for name in runs))
     everything = [entry[key] for runs in panels.values() for log in runs.values() for entry in log]
-    ink, figure = new_figure(width, 3.2, dark)
+    ink, figure = new_figure(width, 3.2)
     for axes, (title, runs) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True).flat, panels.items(),
                                    strict=True):  # fmt: skip
         clean(axes, ink, grid="both")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from minivllava.figures.frames import draw_frames, frames_height
-from minivllava.figures.style import Page
+from minivllava.figures.style import WIDTH, Page
 
 
 def gallery(
-    examples: Sequence[tuple[np.ndarray, dict]], width: float = 9.0, dark: bool = False, figure=None,
+    examples: Sequence[tuple[np.ndarray, dict]], width: float = WIDTH, figure=None,
     height: float | None = None, margin: float = 0.0,
 ):  # fmt: skip
     """Images and clips, each with a question about it, the answer given, and the true one where it differs.
@@ -29,7 +29,7 @@ def gallery(
     strips = [frames_height(frames, inner, len(frames)) for frames, _ in clips]
     lines = -(-len(images) // columns)
     total = lines * (side + text) + sum(strips) + below * len(strips) + 2 * margin
-    page = Page(width, height or total or 1.0, dark, figure)
+    page = Page(width, height or total or 1.0, figure=figure)
     for number, (frames, prediction) in enumerate(images):
         row, column = divmod(number, columns)
         left, top = margin + column * (side + gap), margin + row * (side + text)
@@ -57,7 +57,7 @@ def example_sheet(world: str | Path):
     images = [record for record in captions if "image" in record][:24]
     clips = [record for record in captions if "video" in record][:6]
     lines = -(-len(images) // 4)
-    page = Page(12.8, 0.2 + 1.6 * lines + 1.12 * len(clips), False)
+    page = Page(12.8, 0.2 + 1.6 * lines + 1.12 * len(clips))
     places = [(0.1 + 3.2 * (i % 4), 0.1 + 1.6 * (i // 4), 1.45, 1.6) for i in range(len(images))]
     places += [(0.1, 0.15 + 1.6 * lines + 1.12 * i, 8.4, 4.1) for i in range(len(clips))]
     for record, (left, top, across, words) in zip(images + clips, places, strict=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minivllava.errors import ConfigError, ContextLengthError
+from minivllava.errors import ConfigError, ContextLengthError, short_reason
 from minivllava.fields import check_range, check_types
 from minivllava.models.decoding import DecodingStep
 from minivllava.models.kv_cache import KVCache, keep, new_or_kept
@@ -53,7 +53,7 @@ def generate(
     whose first `cached_tokens` positions the prompts go on from; it must have room for prompts, padding included, and
     answers. compiled: torch.compile, see `decoding`.
 
-    Raises ContextLengthError where a prompt leaves no room for an answer.
+    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError where torch.compile fails.
     """
     if not len(prompts):
         return []
@@ -74,7 +74,12 @@ def generate(
     positions = None
     if cached_tokens:
         positions = (cached_tokens + torch.arange(length, device=prompts.device)).expand(batch, -1)
-    hidden = language_model(prompts, positions, cache, compiled=compiled)
+    try:
+        hidden = language_model(prompts, positions, cache, compiled=compiled)
+    except RuntimeError as error:
+        if compiled:
+            _check_compiler(error)
+        raise
     lengths = lengths.to(prompts.device)
     logits = language_model.logits(hidden[torch.arange(batch, device=prompts.device), lengths - 1])
 
@@ -87,6 +92,15 @@ def generate(
     if not given:
         keep(language_model, cache)
     return answers.rows
+
+
+def _check_compiler(error: RuntimeError):
+    """Raises ConfigError if an error is torch.compile's, most often for want of a C++ compiler."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    if isinstance(error, TorchDynamoException):
+        reason = short_reason(error).partition(" Set TORCH")[0]
+        raise ConfigError(f"compiled: torch.compile cannot be used here ({reason}): leave it out.") from error
 
 
 def _tokens(logits: Tensor, step: DecodingStep, sampling: Sampling, count: int) -> Iterator[list[int]]:

@@ -15,12 +15,12 @@ from minivllava.models.rotary import rotary_angles
 class LayerCache(NamedTuple):
     """What one layer needs of the cache in one forward pass."""
 
-    keys: Tensor  # (b, k, s, e), of the positions that attention reads
+    keys: Tensor  # (b, k, used, e), of the positions that attention reads
     values: Tensor
     places: (
         slice | tuple[Tensor, Tensor]
     )  # where new positions go: the same in all rows, or rows (b, 1) and places (b, s)
-    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: nothing is masked by it
+    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, used); None: nothing is masked by it
     causal: bool  # whether each new position sees itself and the earlier ones only; without it and without a mask, all
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,9 +41,9 @@ class KVCache:
     Each row of a batch writes at its own positions, so conversations of different lengths decode together.
     """
 
-    keys: Tensor  # (layer, b, k, s, e)
+    keys: Tensor  # (layer, b, k, size, e)
     values: Tensor
-    angles: tuple[Tensor, Tensor]  # cos and sin of every position, (s, e) each
+    angles: tuple[Tensor, Tensor]  # cos and sin of every position, (size, e) each
     used: int = 0  # positions 0 .. used - 1 may hold something; attention reads no further
     recordings: dict = field(default_factory=dict)  # decoding steps that run on this memory: see `decoding`
 

@@ -21,7 +21,7 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 class Attention(nn.Module):
     """Multi-head attention with biases. (b, n, d) -> (b, n, d).
 
-    Each position of x attends to all of x, or, given a context (b, m, d), to all of that: cross-attention.
+    Each position of x attends to all of x, or, given a context (b, s, d), to all of that: cross-attention.
     """
 
     def __init__(self, width: int, heads: int, causal: bool = False):

@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from minivllava.config import CausalLMConfig
-from minivllava.errors import ConfigError
+from minivllava.errors import ConfigError, short_reason
 
 
 class RowCache:
@@ -75,7 +75,8 @@ class PretrainedLanguageModel(nn.Module):
             theirs = AutoConfig.for_model(kind, **card)
             self.model = built(lambda: AutoModelForCausalLM.from_config(theirs, dtype=torch.float32))
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            raise ConfigError(f"transformers cannot build the language model {kind!r}: {one_line(error)}") from error
+            reason = short_reason(error)
+            raise ConfigError(f"transformers cannot build the language model {kind!r}: {reason}") from error
 
     @property
     def inner(self) -> nn.Module:
@@ -184,7 +185,7 @@ def check_interface(model: PretrainedLanguageModel):
             if step < 2:
                 hidden = model(model.embed(rows.gather(1, positions)), positions, cache)[:, 0]
     except Exception as error:  # of many types
-        raise ConfigError(f"The language model {kind!r} cannot be used here: {one_line(error)}") from error
+        raise ConfigError(f"The language model {kind!r} cannot be used here: {short_reason(error)}") from error
     worst = max((theirs.float() - ours.float()).abs().max().item() for theirs, ours in found)
     if not worst <= 1e-4 + 0.02 * wanted.abs().max().item():  # half precision rounds
         raise ConfigError(
@@ -203,7 +204,7 @@ def check_vectors(model: PretrainedLanguageModel):
     except Exception as error:  # of many types
         raise ConfigError(
             f"The language model {model.config.model['model_type']!r} cannot read visual tokens in {like.dtype}: "
-            f"{one_line(error)}"
+            f"{short_reason(error)}"
         ) from error
 
 
@@ -223,8 +224,3 @@ def built(build: Callable[[], nn.Module]) -> nn.Module:
 
     with torch.device("cpu"), init_empty_weights(include_buffers=False):
         return build()
-
-
-def one_line(error: Exception) -> str:
-    """An error of `transformers`, short."""
-    return " ".join(str(error).split())[:300]

@@ -50,7 +50,7 @@ class ModalityProjector(nn.Module):
 
 
 class QueryLayer(nn.Module):
-    """Queries attend to each other, then to the features, then through an MLP; pre-LN. (b, q, d) -> (b, q, d)."""
+    """Queries attend to each other, then to the features, then through an MLP; pre-LN. (b, s, d) -> (b, s, d)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -82,9 +82,9 @@ class Resampler(nn.Module):
         self.output = nn.Linear(visual_width, language_width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(b, n, d of the encoders) -> (b, q, d of the language model)."""
+        """(b, n, d of the encoders) -> (b, s, d of the language model), s learned queries."""
         features = self.feature_norm(features)
-        x = repeat(self.queries, "q d -> b q d", b=len(features))
+        x = repeat(self.queries, "s d -> b s d", b=len(features))
         for layer in self.layers:
             x = layer(x, features)
         return self.output(self.norm(x))
@@ -92,7 +92,7 @@ class Resampler(nn.Module):
     def tokens(self, visuals: Sequence[Tensor]) -> Tensor:
         """Every visual becomes as many tokens as there are queries; visuals of one length run as one batch."""
         if not any(len(features) for features in visuals):  # text alone: no token, but a gradient of zero
-            return rearrange(self(visuals[0][None].new_zeros(0, 1, visuals[0].shape[-1])), "b q d -> (b q) d")
+            return rearrange(self(visuals[0][None].new_zeros(0, 1, visuals[0].shape[-1])), "b s d -> (b s) d")
         return torch.cat(batched_by_shape(visuals, self, alike=len))
 
 

@@ -5,8 +5,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minivllava.config import VisionTowerConfig
-from minivllava.errors import ConfigError
-from minivllava.models.pretrained import built, one_line
+from minivllava.errors import ConfigError, short_reason
+from minivllava.models.pretrained import built
 from minivllava.models.vision import TemporalPart, VisionOutput
 
 
@@ -28,7 +28,7 @@ class VisionTower(nn.Module):
             theirs = AutoConfig.for_model(kind, **card)
             tower = tower or built(lambda: AutoModel.from_config(theirs, dtype=torch.float32))
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            raise ConfigError(f"transformers cannot build the vision tower {kind!r}: {one_line(error)}") from error
+            raise ConfigError(f"transformers cannot build the vision tower {kind!r}: {short_reason(error)}") from error
         tower = getattr(tower, "vision_model", tower)  # older versions wrap it once more
         self.embedding = tower.embeddings
         self.pre_norm = getattr(tower, "pre_layrnorm", nn.Identity())  # sic

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minivllava.config import ModelConfig
 from minivllava.data.batching import batched_by_shape
 from minivllava.data.chat_template import end_of_turn
-from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, placeholders, template
+from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, template, visual_kinds
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.encoders import build_encoder
@@ -74,7 +74,7 @@ class VideoLLaVA(nn.Module):
         """
         config = self.config
         frames = config.video.frames if frames is None else frames
-        counts = [config.visual_tokens(kind, frames) for turn in turns for kind in placeholders(turn["value"])]
+        counts = [config.visual_tokens(kind, frames) for kind in visual_kinds(turns)]
         form = template(template_name or config.template)
         return encode_conversation(
             turns, self.tokenizer, form, counts, config.language.context, where, config.ids_of_placeholders

@@ -21,9 +21,10 @@ from minivllava.data.cache import MediaCache, cache_media
 from minivllava.data.dataset import unique_files
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError
+from minivllava.files import json_hash
 from minivllava.models.languagebind import LanguageBind
 from minivllava.models.vllava import Loss
-from minivllava.training.loop import Task, data_hash, freeze_all_but, train
+from minivllava.training.loop import Task, freeze_all_but, train
 
 
 @dataclass
@@ -118,7 +119,7 @@ def contrastive_task(
         collate=collate,
         count=lambda batch: len(batch.ids),
         loss=loss,
-        data=data_hash(files, captions),
+        data=json_hash([files, captions]),
     )
 
 

@@ -7,8 +7,6 @@ the whole batch, however it is cut into processes and accumulation steps; the or
 these parts, so that tokens of short answers weigh more.
 """
 
-import hashlib
-import json
 import math
 import os
 import time
@@ -54,11 +52,6 @@ def shuffled_batches(samples: int, batch_size: int, seed: int) -> Callable[[int]
         return stream[offset : offset + batch_size]
 
     return sampler
-
-
-def data_hash(*things) -> str:
-    """For `Task.data`: a hash of JSON types."""
-    return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:16]
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

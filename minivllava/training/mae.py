@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from minivllava.config import ModelConfig, TrainingConfig, VisionConfig
 from minivllava.data.cache import cache_media
 from minivllava.data.dataset import unique_files
+from minivllava.files import json_hash
 from minivllava.models.layers import EncoderLayer
 from minivllava.models.vision import ImageEncoder, keep_patches
 from minivllava.models.vllava import Loss
-from minivllava.training.loop import Task, data_hash, shuffled_batches, train
+from minivllava.training.loop import Task, shuffled_batches, train
 
 MASKED = 0.75  # share of the patches that are hidden in training
 DECODER_LAYERS = 2
@@ -95,6 +96,6 @@ def pretrain_mae(
         collate=lambda indices: Images(torch.stack([cache[files[i]] for i in indices]).float()),
         count=lambda batch: len(batch.pixels),
         loss=lambda model, batch: model(batch.pixels),
-        data=data_hash(files),
+        data=json_hash([files]),
     )
     return train(model, task, training, folder, "masked autoencoder", device, progress)

@@ -6,7 +6,6 @@ messages that asked for it. The same call again asks only for what is missing, w
 whose reply could not be read. Such replies are asked for again, and never counted as a 0.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from minivllava.errors import JudgeError
 from minivllava.evaluation.predictions import Problems, open_log, read_log
+from minivllava.files import json_hash
 
 OPENAI = "https://api.openai.com/v1"
 AGAIN = "Run it again: the verdicts that could be read are kept, and only the others are asked for."
@@ -97,7 +97,7 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Pr
         "judge": judge.model, "endpoint": judge.endpoint, "protocol": protocol.name, "system": protocol.system,
         "user": protocol.user, "temperature": protocol.temperature, "max_tokens": protocol.max_tokens,
     }  # fmt: skip
-    wanted = {case.id: _hash(protocol.messages(case.fields)) for case in cases}
+    wanted = {case.id: json_hash(protocol.messages(case.fields)) for case in cases}
     known = _known(judge.file, header)
     done = {i: row for i, row in known.items() if wanted.get(i) == row["messages"] and "verdict" in row}
     todo = [case for case in cases if case.id not in done]
@@ -134,10 +134,6 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Pr
     return {case.id: done[case.id]["verdict"] for case in cases if case.id in done}
 
 
-def _hash(messages: list[dict]) -> str:
-    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
-
-
 def _known(file: Path, header: dict) -> dict[str, dict]:
     """The last line of each id in a file of verdicts, whose header must be this one."""
     rows = read_log(file)
@@ -163,7 +159,7 @@ def _known(file: Path, header: dict) -> dict[str, dict]:
 def _ask(case: Case, protocol: Protocol, judge: Judge) -> dict:
     """The line for one case: its verdict, or why there is none: it is refused, or no reply could be read."""
     messages = protocol.messages(case.fields)
-    row = {"id": case.id, "messages": _hash(messages)}
+    row = {"id": case.id, "messages": json_hash(messages)}
     for attempt in range(judge.tries):
         # as MM-Vet's script does: at temperature 0 the same reply would come again
         temperature = None if protocol.temperature is None else min(protocol.temperature + attempt / 2, 2.0)
