@@ -20,7 +20,7 @@ class LayerCache(NamedTuple):
     places: (
         slice | tuple[Tensor, Tensor]
     )  # where new positions go: the same in all rows, or rows (b, 1) and places (b, s)
-    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, s); None: nothing is masked by it
+    mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, used); None: nothing is masked by it
     causal: bool  # whether each new position sees itself and the earlier ones only; without it and without a mask, all
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
