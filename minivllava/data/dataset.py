@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minivllava.config import ModelConfig
+from minivllava.config import ModelConfig, VisionConfig, VisionTowerConfig
 from minivllava.data.batching import batched_by_shape
 from minivllava.data.conversation import IGNORE, VISUAL, check_turns, encode_conversation, placeholders, template
 from minivllava.data.media import probe_media, read_image, read_video
@@ -190,14 +190,22 @@ def unique_files(records, kind: str | None = None) -> list[str]:
     return list(dict.fromkeys(path for column in columns for row in records[column] for path in row))
 
 
-def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tensor:
-    """A file as its encoder wants it: image (c, h, w) or clip (t, c, h, w), float32, normalised."""
+def load_pixels(
+    path: str | Path,
+    kind: str,
+    config: ModelConfig,
+    frames: int,
+    vision: VisionConfig | VisionTowerConfig | None = None,
+) -> Tensor:
+    """A file as its encoder wants it: image (c, h, w) or clip (t, c, h, w), float32, normalised.
+
+    kind: "image" or "video". vision: of an encoder that is neither of the config's two.
+    """
+    vision = vision or (config.image if kind == "image" else config.video)
     if kind == "image":
-        vision = config.image
         return preprocess_image(
             read_image(path), vision.image_size, config.aspect, vision.mean, vision.std, config.antialias
         )
-    vision = config.video
     clip = read_video(path, frames, sampling=config.frame_sampling)
     return preprocess_video(clip, vision.image_size, vision.mean, vision.std, config.clip_resize)
 

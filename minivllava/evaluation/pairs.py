@@ -22,6 +22,7 @@ from minivllava.data.world import (
 )
 from minivllava.errors import DataError
 from minivllava.evaluation.predictions import Problems, Row, read_rows
+from minivllava.overrides import from_dict
 
 FOLDERS = {"image": ("images", ".png"), "video": ("videos", ".mp4"), "depth": ("depth", ".png")}
 WORDS = 2  # stream of a scene's generator: neither its pixels nor its questions
@@ -50,9 +51,13 @@ def world_pairs(world: str | Path, modality: str = "image") -> Pairs:
     """The test scenes of a folder that `build_world` made, each with a caption drawn for it.
 
     Scenes of one thing are also to be classified: by colour, shape and place in images and depth maps, by
-    colour, shape and motion in clips; a depth map has no colour.
+    colour, shape and motion in clips; a depth map has no colour. Raises DataError for a folder that is no such world.
     """
-    config = WorldConfig(**json.loads((Path(world) / "config.json").read_text(encoding="utf-8")))
+    file = Path(world) / "config.json"
+    try:
+        config = from_dict(WorldConfig, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # ConfigError is a ValueError, and so is broken JSON
+        raise DataError(f"{file} describes no world ({error}): name a folder that `minivllava data` made.") from error
     folder, suffix = FOLDERS[modality]
     clip = modality == "video"
     pairs = Pairs()
