@@ -18,7 +18,7 @@ from minivllava.data.conversation import VISUAL, placeholders, visual_kinds
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import media_kind
 from minivllava.data.tokenizer import pad_rows
-from minivllava.errors import CheckpointError, ConfigError, DataError
+from minivllava.errors import ConfigError, DataError
 from minivllava.models.generate import Sampling, generate
 from minivllava.models.vllava import VideoLLaVA
 
@@ -92,8 +92,6 @@ def by_kind(files: Iterable[File]) -> tuple[list, list]:
 
 def _encode(model: VideoLLaVA, question, images, videos, history, frames: int | None) -> tuple[list[int], list[Tensor]]:
     """A conversation's ids, and the pixels of its files in the placeholders' order."""
-    if model.tokenizer is None:
-        raise CheckpointError("The model has no tokenizer, so it reads no words: copy tokenizer files into its folder.")
     images, videos = _listed(images), _listed(videos)
     turns = _turns(history, _not_empty(question))
     if not visual_kinds(turns):

@@ -133,6 +133,24 @@ class VisionTowerConfig:
         check_choice("vision tower", self.tower["model_type"], VISION_TOWERS)
 
 
+# in what a video encoder may differ from the image encoder whose weights its spatial ones are
+NOT_SPATIAL = ("temporal", "frames", "patch_dropout", "masked", "mean", "std")
+
+
+def check_same_vit(image: VisionConfig | VisionTowerConfig, video: VisionConfig | VisionTowerConfig):
+    """Raises ConfigError unless a video encoder can begin with all of an image encoder's weights."""
+
+    def spatial(config) -> dict:
+        values = {name: value for name, value in vars(config).items() if name not in NOT_SPATIAL}
+        return values.pop("tower", {}) | values
+
+    begin, wanted = spatial(image), spatial(video)
+    unlike = [name for name in begin | wanted if begin.get(name) != wanted.get(name)]
+    if unlike:
+        told = "; ".join(f"video.{name} is {wanted.get(name)}, image.{name} is {begin.get(name)}" for name in unlike)
+        raise ConfigError(f"The video encoder begins with the image encoder's weights, but {told}: set them alike.")
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """CLIP's text encoder: a causal pre-LN transformer pooled at the end-of-text token."""
@@ -279,6 +297,12 @@ class ModelConfig:
                 f"The image encoder's width {self.image.width} is not the video encoder's {self.video.width}: "
                 "they share one projector, so give both the same width."
             )
+        of_image, of_frame = self.visual_tokens("image"), self.video.patches + self.keep_cls_video
+        if self.projector == "per-modality" and of_image > of_frame and of_image % of_frame == 0:
+            raise ConfigError(
+                f"A clip of {of_image // of_frame} frames would have as many features as an image, {of_image}, and "
+                "projector per-modality tells them apart by that: give both encoders the same grid."
+            )
         kept = [(name, getattr(self, f"keep_cls_{name}"), getattr(self, name)) for name in ("image", "video")]
         for name, keep, tower in kept:
             if keep and not getattr(tower, "has_cls", True):
@@ -346,7 +370,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
     warmup: float = 0.03  # share of the steps
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # the largest norm of all gradients together; 0: they are not clipped
     accumulation: int = 1
     precision: str = "no"  # accelerate's mixed precision: "no", "bf16", "fp16"
     checkpoint_every: int = 500  # steps

@@ -56,10 +56,11 @@ def text_encoder_flops(config: TextConfig, tokens: int) -> int:
     return 2 * tokens * config.layers * (4 * config.width**2 + 2 * config.width * config.mlp_width)
 
 
-def projector_flops(config: ModelConfig, visual_tokens: int, backward: float = 0) -> float:
-    """FLOPs of the projector on the features of `visual_tokens`; backward: as in `decoder_flops`."""
-    width = config.language.width
-    return 2 * visual_tokens * (config.image.width * width + width**2) * (1 + backward)
+def projector_flops(config: ModelConfig, visual_tokens: int, learns: bool = False) -> float:
+    """FLOPs of the projector on the features of `visual_tokens`. learns: with its backward pass, in which the first
+    layer has one product for its own gradient, and the second another one, for the first layer's."""
+    first, second = config.image.width * config.language.width, config.language.width**2
+    return 2 * visual_tokens * (first * (1 + learns) + second * (1 + 2 * learns))
 
 
 def encoder_depth(encoder: VisionConfig, select_layer: int) -> int:
@@ -86,6 +87,6 @@ def training_flops(config: ModelConfig, frames: int, words: int, learned: int, s
     model too; the encoders are frozen and run forward only."""
     visual = config.visual_tokens("video", frames)
     encoder = encoder_flops(config.video, frames, encoder_depth(config.video, config.select_layer))
-    projector = projector_flops(config, visual, backward=1)  # its first layer passes no gradient on
+    projector = projector_flops(config, visual, learns=True)
     decoder = decoder_flops(config.language, visual + words, learned, 1 if stage == 1 else 2, 2)
     return encoder + projector + decoder

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from foreign import write_language_model, write_tower
-from tiny import tiny_config, tiny_vllava, training, write_records
+from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training, write_records
 from torch import nn
 
 from minivllava.chat import Conversation, answer_prompts
@@ -24,12 +24,14 @@ from minivllava.checkpoints.backbones import (
     load_tower,
     part_config,
 )
+from minivllava.checkpoints.checkpoint import save_model
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.dataset import load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import LanguageModel
+from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.pretrained import PretrainedLanguageModel
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
@@ -307,6 +309,9 @@ def test_our_temporal_attention_stands_before_the_layers_of_a_tower(tmp_path):
         part.temporal_attention.output.bias.data.zero_()
         part.temporal_embedding.data.zero_()
     assert torch.allclose(video(clip).hidden[-2], frames, atol=1e-5)
+    deeper = replace(video.config, tower=video.config.tower | {"num_hidden_layers": 5})
+    with pytest.raises(ConfigError, match=r"video.num_hidden_layers is 5, image.num_hidden_layers is \d: set"):
+        VisionTower.from_image_encoder(deeper, image)
 
 
 def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
@@ -333,6 +338,35 @@ def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
     (tmp_path / "tower/preprocessor_config.json").write_text('{"image_mean": [')
     with pytest.raises(CheckpointError, match="preprocessor_config.json is no JSON"):
         load_tower(tmp_path / "tower")
+
+
+def test_the_config_of_a_bound_encoder_is_read_without_its_weights(tmp_path):
+    tower = load_tower(write_tower(tmp_path / "tower")).config
+    bound = tiny_languagebind()
+    for name, encoders in (("ours", bound.config.encoders), ("towers", {"image": tower})):
+        config = LanguageBindConfig(encoders, bound.config.text, bound.config.embed_dim)
+        save_model(LanguageBind(config), tmp_path / name, "languagebind", tokenizer=tiny_tokenizer())
+        assert part_config(tmp_path / name, "image") == encoders["image"]
+    with pytest.raises(ConfigError, match="an encoder for image, and none for video"):
+        part_config(tmp_path / "towers", "video")
+    file = tmp_path / "ours/config.json"
+    for broken, told in (("config", "no 'config'"), ("encoders", "lacks the field encoders"), ("width", "width")):
+        card = json.loads(file.read_text())
+        {"config": card, "encoders": card["config"]}.get(broken, card["config"]["encoders"]["image"]).pop(broken)
+        (tmp_path / broken).mkdir()
+        (tmp_path / broken / "config.json").write_text(json.dumps(card))
+        with pytest.raises(CheckpointError, match=f"config.json does not fit this version: .*{told}"):
+            part_config(tmp_path / broken, "image")
+    (tmp_path / "video").mkdir()
+    card = {"model_type": "LanguageBindVideo", "vision_config": {"add_time_attn": True}}
+    (tmp_path / "video/config.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="does not fit this version: no 'num_frames'"):
+        part_config(tmp_path / "video", "video")
+
+
+def test_a_vision_tower_is_no_language_model(tmp_path):
+    with pytest.raises(ConfigError, match="does not say how long the context is"):
+        part_config(write_tower(tmp_path), "language")
 
 
 def test_a_cls_token_that_is_not_there_cannot_be_kept(tmp_path):

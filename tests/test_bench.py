@@ -88,6 +88,13 @@ def test_counted_flops_are_those_of_the_matrix_products(model):
     assert counter.get_total_flops() == pytest.approx(counted + future, rel=0.02)
 
 
+def test_counted_flops_of_a_projector_that_learns(model):
+    projector, features = model.projector, torch.randn(10, model.config.image.width)
+    with FlopCounterMode(display=False) as counter:
+        projector(features).sum().backward()
+    assert counter.get_total_flops() == flops.projector_flops(model.config, 10, learns=True)
+
+
 def test_gpu_cells_on_a_cpu_at_a_small_size():
     saved = []
     result = gpu.run_gpu_bench(tiny_config(), "cpu", torch.float32, rounds=2, tokens=2, batches={1: 2, 2: 2},

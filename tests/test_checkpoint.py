@@ -16,8 +16,15 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 
 from minivllava import VideoLLaVA
+from minivllava.chat import Conversation
 from minivllava.checkpoints import huggingface, storage
-from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
+from minivllava.checkpoints.checkpoint import (
+    load_language,
+    load_languagebind,
+    load_vllava,
+    save_model,
+    usable_device,
+)
 from minivllava.checkpoints.convert import convert
 from minivllava.checkpoints.storage import load_tensors, save_shards, save_tensors, write_folder
 from minivllava.errors import CheckpointError, ConfigError
@@ -499,8 +506,27 @@ def test_a_model_without_a_tokenizer(saved, tmp_path):
     model.save_pretrained(tmp_path / "x")
     again = load_vllava(tmp_path / "x")
     assert again.tokenizer is None
-    with pytest.raises(CheckpointError, match="no tokenizer"):
-        again.chat("What is this?")
+    turns = [{"from": "human", "value": "What is this?"}]
+    for ask in (again.chat, Conversation(again).ask, lambda words: again.encode(turns)):
+        with pytest.raises(CheckpointError, match="no tokenizer"):
+            ask("What is this?")
+
+
+def test_no_device_is_the_usual_one_and_no_name_is_none(saved, tmp_path):
+    usual = usable_device(None)
+    bound = tiny_languagebind()
+    save_model(bound, tmp_path / "bound", "languagebind", tokenizer=tiny_tokenizer())
+    save_model(saved[1].language_model, tmp_path / "language", "language", tokenizer=saved[1].tokenizer)
+    for load, folder in (
+        (load_vllava, saved[0]),
+        (lambda *given: load_languagebind(*given)[0], tmp_path / "bound"),
+        (lambda *given: load_language(*given)[0], tmp_path / "language"),
+    ):
+        assert next(load(folder, None).parameters()).device.type == usual
+        with pytest.raises(ConfigError, match="The device '' cannot be used"):
+            load(folder, "")
+        with pytest.raises(CheckpointError, match="None is no name"):
+            load(None)
 
 
 # writing

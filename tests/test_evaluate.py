@@ -127,7 +127,7 @@ def test_records_without_an_answer_are_refused(model, records, tmp_path):
 
 
 def test_normalised():
-    assert normalised(" The  Red circle. ") == "the red circle"
+    assert normalised(" The  Red circle. ") == "the red circle" == normalised("the red circle .")
 
 
 def _record(answer, kind="colour", order=False):

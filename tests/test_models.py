@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from minivllava.config import LanguageConfig, VisionConfig
 from minivllava.data.conversation import IGNORE, VISUAL
 from minivllava.data.tokenizer import pad_rows
-from minivllava.errors import DataError
+from minivllava.errors import ConfigError, DataError
 from minivllava.models.generate import Sampling, generate, sample
 from minivllava.models.kv_cache import KVCache
 from minivllava.models.language import LanguageModel, RMSNorm
@@ -290,6 +290,13 @@ def test_a_video_encoder_without_its_temporal_branch_is_the_image_encoder():
     silence_temporal(video_encoder)
     clip = torch.randn(1, 4, 3, 16, 16)  # and each frame of a clip goes through alone
     torch.testing.assert_close(video_encoder(clip).hidden[-1][0], image_encoder(clip[0]).hidden[-1], **CLOSE)
+
+
+@pytest.mark.parametrize("field, value", [("layers", 3), ("heads", 4), ("image_size", 32)])
+def test_a_video_encoder_begins_from_an_image_encoder_of_its_sizes(field, value):
+    other = dataclasses.replace(TEMPORAL, **{field: value})
+    with pytest.raises(ConfigError, match=f"video.{field} is {value}, image.{field} is .*: set them alike"):
+        VideoEncoder.from_image_encoder(other, ImageEncoder(VISION))
 
 
 @torch.no_grad()

@@ -238,6 +238,14 @@ def package_map() -> list[str]:
     return listed
 
 
+def test_the_readme_says_how_many_lines_the_model_has():
+    wrappers = ("pretrained.py", "tower.py")  # around `transformers`
+    files = [path for path in (ROOT / "minivllava/models").glob("*.py") if path.name not in wrappers]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    said = re.findall(r"([\d,]+) lines", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(said) == {f"{lines:,}"}, f"README.md: models/ without {', '.join(wrappers)} has {lines:,} lines"
+
+
 def test_the_packages_readme_maps_every_module_in_reading_order():
     """A module imports, when it is imported, only from those before it; `__init__` files gather what is theirs."""
     listed, package = package_map(), ROOT / "minivllava"

@@ -21,7 +21,7 @@ from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
 from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.overrides import to_dict
+from minivllava.overrides import override, to_dict
 from minivllava.presets import preset
 from minivllava.training import plan as plan_module
 from minivllava.training import recipe as recipe_module
@@ -267,6 +267,14 @@ def test_the_plan_charges_logits_at_learned_tokens_alone():
     assert answered - asked == 3 * 2 * 10 * language.width * language.vocab_size
 
 
+def test_the_plan_counts_what_is_left_of_long_records(root):
+    told = replace(recipe(root), stage2=("ft_json/nlp_tune.json",))
+    cut, whole = (plan_recipe(replace(told, context=n), root).stages[1] for n in (60, 0))
+    short = (5 + 6) / 4  # tokens of the first record: its characters, by four; the second one has 195
+    assert cut.tokens == (short + 60) / 2 and whole.tokens == (short + 128) / 2, "the model's own context holds 128"
+    assert cut.flops < whole.flops
+
+
 def test_the_plan_takes_the_sizes_of_parts_that_are_here(root):
     told = recipe(root)
     plan = plan_recipe(told, root)
@@ -348,7 +356,30 @@ def test_a_run_from_before_a_field_was_there_continues(tmp_path):
     before = {key: value for key, value in told.items() if not key.startswith("lora")}
     model = to_dict(ModelConfig())
     early = model | {"language": {key: value for key, value in model["language"].items() if key != "stop"}}
-    Run(tmp_path / "run", {"training": before, "model": early}).write_log("stage1", [])
-    Run(tmp_path / "run", {"training": told, "model": model})
+    first = {"training": before, "model": early, "stage1": before | {"records": 4}, "stage2": before | {"records": 4}}
+    Run(tmp_path / "run", first).write_log("stage1", [])
+    Run(tmp_path / "run", {"training": told, "model": model, "stage1": told | {"records": 4}})
+    with pytest.raises(CheckpointError, match="another stage2"):
+        Run(tmp_path / "run", {"stage2": told | {"records": 5}})
     with pytest.raises(CheckpointError, match="another training"):
         Run(tmp_path / "run", {"training": to_dict(training(lora_rank=2))})
+
+
+@pytest.mark.parametrize(
+    "change", ["checkpoint_every=9", "log_every=7", "recomputed_layers=2", "recompute_elementwise=true"]
+)
+def test_what_changes_no_result_may_change(tmp_path, monkeypatch, change):
+    """After running out of memory, above all. `compiled` rounds otherwise."""
+    monkeypatch.chdir(tmp_path)
+
+    def described(change: str, parts: str) -> dict:
+        base = override(preset("tiny"), f"stage2.{change}")
+        return {
+            "preset": to_dict(base), "training": to_dict(base.stage2), "stage2": to_dict(base.stage2) | {"records": 4},
+            "start": parts, "recipe": {"preset": "tiny", "change": [f"stage2.{change}"]},
+        }  # fmt: skip
+
+    Run("run", described("seed=0", "parts")).write_log("stage1", [])
+    Run("run", described(change, str(tmp_path / "parts")))
+    with pytest.raises(CheckpointError, match="another preset, training, stage2, start:"):
+        Run("run", described("compiled=true", "others"))

@@ -2,18 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import square, tiny_languagebind, tiny_tokenizer
+from tiny import square, tiny_config, tiny_languagebind, tiny_tokenizer
 
 from minivllava import cli
 from minivllava.checkpoints.checkpoint import save_model
 from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
+from minivllava.data.dataset import load_pixels
 from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.pairs import read_pairs, world_pairs
@@ -26,6 +28,7 @@ from minivllava.evaluation.retrieval import (
     retrieval,
     zero_shot_classify,
 )
+from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 
 
 def test_recall_counts_how_many_stand_before_the_own_one():
@@ -94,6 +97,25 @@ def test_clips_go_through_the_video_encoder(bound, tmp_path):
         embed_files(bound[0], "depth", [tmp_path / "a.mp4"])
 
 
+def test_the_modality_says_how_files_are_read_and_a_config_how_they_become_pixels(tmp_path):
+    """A video encoder that sees frame by frame is one of clips; bound encoders keep no config of pixels."""
+    config = tiny_config()
+    encoders = {"image": config.image, "video": replace(config.video, temporal=False)}
+    model = LanguageBind(LanguageBindConfig(encoders, config.text, config.embed_dim)).eval()
+    write_video(tmp_path / "a.mp4", np.stack([square("red", left) for left in range(0, 20, 3)]))
+    write_image(tmp_path / "a.png", square("red", 4))
+    for kind, name, change in (
+        ("video", "a.mp4", {"clip_resize": "bicubic"}),
+        ("video", "a.mp4", {"frame_sampling": "arange"}),
+        ("image", "a.png", {"antialias": False}),
+    ):
+        file, changed = tmp_path / name, replace(config, **change)
+        usual, other = (embed_files(model, kind, [file], progress=False, config=c) for c in (config, changed))
+        pixels = load_pixels(file, kind, changed, 4)
+        torch.testing.assert_close(other, model.embed(kind, pixels[None]).detach())
+        assert not torch.allclose(other, usual, atol=1e-4)
+
+
 def test_a_class_is_the_mean_of_its_prompts(bound):
     model, tokenizer = bound
     classes, templates = ["red", "green"], ["a {}.", "What is {}?"]
@@ -119,6 +141,7 @@ def test_class_accuracy_counts_ties_as_misses():
         "top 1": pytest.approx(100 / 3),
         "top 5": pytest.approx(200 / 3),
     }
+    assert [list(class_accuracy(visuals, classes[:n], [0, 0, 0])) for n in (1, 5)] == [["top 1"], ["top 1"]]
 
 
 # what it is measured on
@@ -146,7 +169,7 @@ def world(tmp_path_factory):
 def test_a_folder_that_holds_no_world_is_named(tmp_path, text, told):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(DataError, match=rf"config\.json describes no world \(.*{told}.*\): build it again"):
+    with pytest.raises(DataError, match=rf"config\.json describes no world \(.*{told}.*\): name a folder"):
         world_pairs(tmp_path)
 
 

@@ -52,7 +52,7 @@ from minivllava.presets import preset
 from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import conversation_task, pretrain_language, train_tokenizer
-from minivllava.training.loop import Task, check_precision, learning_rate, shuffled_batches, train
+from minivllava.training.loop import Task, accelerator_for, check_precision, learning_rate, shuffled_batches, train
 from minivllava.training.run import assemble, export, finetune, train_video_llava
 from minivllava.training.run_folder import Run
 from minivllava.training.stages import features_fingerprint, stage2, visual_loader
@@ -184,14 +184,15 @@ def line_task(config):
     )
 
 
-def test_one_step_is_adamw_on_the_mean_gradient(tmp_path):
-    config = training(steps=1, weight_decay=0.5, clip_norm=0.7, betas=(0.8, 0.9))
+@pytest.mark.parametrize("clip_norm", [0.7, 0])
+def test_one_step_is_adamw_on_the_mean_gradient(tmp_path, clip_norm):
+    config = training(steps=1, weight_decay=0.5, clip_norm=clip_norm, betas=(0.8, 0.9))
     model, twin = Line(), Line()
     log = train(model, line_task(config), config, tmp_path, **QUIET)
     batch = Numbers(shuffled_batches(20, 4, 0)(0) / 20)
     loss = twin(batch).total / 4
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.7)
+    norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), clip_norm or math.inf)
     assert norm > 0.7
     optimizer = torch.optim.AdamW(
         [{"params": [twin.slope], "weight_decay": 0.5}, {"params": [twin.shift], "weight_decay": 0.0}],
@@ -236,6 +237,8 @@ def test_numbers_that_no_run_can_have_are_refused(change):
         ("model.video.masked=0.5", "model: video.masked"),
         ("model.video.patch_dropout=1.5", "model: video: patch_dropout is 1.5"),
         ("model.language.context=0", "model: language: context is 0"),
+        ("model.video.layers=6", "video.layers is 6, image.layers is 4: set them alike"),
+        ("model.video.heads=2", "video.heads is 2, image.heads is 4"),
         ("stage2.precision=bf16", r"stage1\.precision is no, stage2\.precision is bf16: give all"),
     ],
 )
@@ -249,6 +252,12 @@ def test_every_recipe_of_a_run_is_checked_before_anything_is_made(tmp_path, monk
 def test_the_precision_of_parts_that_are_there_is_not_checked():
     changed = override(preset("sample"), "align_image.precision=bf16")
     check_precision(changed, ("stage1", "stage2"))
+
+
+def test_a_process_trains_in_one_precision():
+    accelerator_for(training(), "cpu")
+    with pytest.raises(ConfigError, match="begun on cpu with precision no, .* precision bf16 on cpu: start a new"):
+        accelerator_for(training(precision="bf16"), "cpu")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -349,6 +358,9 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
     config = training(steps=8, checkpoint_every=3)
     with pytest.raises(Stopped):
         train(Line(), stopping(line_task(config), 5), config, tmp_path, **QUIET)
+    less = replace(config, checkpoint_every=2, log_every=3, recomputed_layers=1, recompute_elementwise=True)
+    with pytest.raises(Stopped):  # what changes no weight may change
+        train(Line(), stopping(line_task(less), 5), less, tmp_path, **QUIET)
     other = replace(config, learning_rate=1e-3, steps=9)
     with pytest.raises(CheckpointError, match="another steps, learning_rate.*another name"):
         train(Line(), line_task(other), other, tmp_path, **QUIET)
@@ -493,6 +505,20 @@ def test_cached_features_train_the_same_model(records, tmp_path):
         stage2(models[-1], records, training(batch_size=6), tmp_path / str(len(models)), cached=cached, **QUIET)
     assert_bit_equal(models[0], models[1])
     torch.testing.assert_close(weights(models[0]), weights(models[2]), rtol=0, atol=1e-6)
+
+
+def test_a_model_in_half_precision_trains_on_cached_features(records, tmp_path):
+    model = tiny_vllava().to(torch.bfloat16)
+    log = stage2(model, records, training(), tmp_path, **QUIET)
+    assert len(log) == 4 and model.projector.linear1.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_file_that_is_gone_is_named_whether_features_are_cached_or_not(tmp_path, cached):
+    records = load_records(write_records(tmp_path))
+    (tmp_path / "red.png").unlink()
+    with pytest.raises(MediaError, match=r"red\.png: no such file"):
+        visual_loader(tiny_vllava(), records, cached, progress=False)(str(tmp_path / "red.png"), "image")
 
 
 def test_the_cache_is_of_these_weights_and_these_files(tmp_path):

@@ -66,6 +66,13 @@ def test_each_modality_has_a_projector_of_its_own_or_shares_one():
     assert torch.equal(moved, ~is_image)
 
 
+def test_clips_that_could_be_taken_for_images_are_refused():
+    image = replace(VISION, image_size=32)  # 16 patches: four frames of four
+    assert tiny_config(image=image).projector == "mlp" and tiny_config(video=image, projector="per-modality")
+    with pytest.raises(ConfigError, match="A clip of 4 frames would have as many features as an image, 16"):
+        tiny_config(image=image, projector="per-modality")
+
+
 def test_pooling_averages_over_patches_then_over_frames():
     features = torch.randn(2, 4, 5, 8)
     pooled = pool_clip(features)
@@ -157,5 +164,7 @@ def test_features_are_another_cache_where_they_would_differ():
     model, pooled = tiny_vllava(), tiny_vllava(projector="pooling")
     assert features_fingerprint(model, "image") == features_fingerprint(pooled, "image")
     assert features_fingerprint(model, "video") != features_fingerprint(pooled, "video")
+    half = tiny_vllava().half()  # weights that float16 has, computed in float32 and in float16
+    assert features_fingerprint(tiny_vllava().half().float(), "image") != features_fingerprint(half, "image")
     masked = tiny_vllava(image=replace(VISION, masked=0.75))
     assert features_fingerprint(model, "image") != features_fingerprint(masked, "image")

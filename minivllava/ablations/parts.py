@@ -23,7 +23,7 @@ from minivllava.ablations.records import depth_captions
 from minivllava.ablations.settings import VERSION, Settings, align_world, digest, text_world
 from minivllava.checkpoints.checkpoint import load_language, load_languagebind
 from minivllava.checkpoints.storage import load_tensors, save_tensors, write_folder
-from minivllava.config import ModelConfig, VisionConfig
+from minivllava.config import ModelConfig, VisionConfig, check_same_vit
 from minivllava.data import build
 from minivllava.data.build import build_world
 from minivllava.data.cache import VERSION as CACHE_VERSION
@@ -122,6 +122,8 @@ class Parts:
                     f"The {name} encoder of {self.folder} is {_shape(shipped)}, and this arm wants {wanted}: name "
                     "parts of this preset with --parts, or give the arm encoders=trained."
                 )
+        if settings.encoders == "trained":
+            check_same_vit(config.image, config.video)
         return config
 
     def _encoders(self, settings: Settings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

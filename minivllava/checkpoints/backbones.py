@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.checkpoints.checkpoint import described, load_language, load_languagebind, need_tokenizer
+from minivllava.checkpoints.checkpoint import (
+    described,
+    load_language,
+    load_languagebind,
+    need_tokenizer,
+    own_config,
+)
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config, refuse_unless
 from minivllava.checkpoints.layouts import Layout, layout_of
@@ -27,11 +33,11 @@ from minivllava.config import (
 )
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, short_reason
+from minivllava.models.languagebind import LanguageBindConfig
 from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface
 from minivllava.models.projector import build_projector
 from minivllava.models.tower import VisionTower
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.overrides import from_dict
 
 # of a config, what says nothing about the model itself
 NOTES = (
@@ -156,26 +162,24 @@ def part_config(folder: str | Path, kind: str):
     source = Source.find(folder)
     card, layout, where = source.card, layout_of(source.card), source.folder / "config.json"
     if layout.writer == "minivllava":
-        config, wanted = card["config"], "language" if kind == "language" else "languagebind"
-        if layout.kind != wanted or kind != "language" and kind not in config["encoders"]:
-            raise CheckpointError(f"{where} describes a {layout.kind!r}, in which there is no {kind} part.")
-        return (
-            from_dict(LanguageConfig, config)
-            if kind == "language"
-            else from_dict(VisionConfig, config["encoders"][kind])
-        )
+        if kind == "language":
+            return own_config(source, "language", LanguageConfig)
+        encoders = own_config(source, "languagebind", LanguageBindConfig).encoders
+        if kind not in encoders:
+            raise ConfigError(f"{folder} holds an encoder for {', '.join(encoders)}, and none for {kind}.")
+        return encoders[kind]
     if kind != "language":
         if layout.kind == "languagebind":
             seen = modality(card)
             if seen != kind:
                 raise ConfigError(f"{folder} holds an encoder for {seen}, and none for {kind}.")
-            return tower_config(source)
+            return described(source, lambda: tower_config(source))
         return VisionTowerConfig(tower=_card(_their_config(source.folder, vision=True)))
     if _is_our_decoder(card, where):
         return described(source, lambda: language_config(card, where))
     theirs = _their_config(source.folder)
-    text = theirs.get_text_config()
-    return CausalLMConfig(_card(theirs), text.vocab_size, _context(theirs, source.folder), text.hidden_size)
+    text, context = theirs.get_text_config(), _context(theirs, source.folder)
+    return CausalLMConfig(_card(theirs), text.vocab_size, context, text.hidden_size)
 
 
 def with_frames(video: VisionConfig | VisionTowerConfig, frames: int) -> VisionConfig | VisionTowerConfig:

@@ -98,18 +98,18 @@ def save_model(
 
 
 def load_vllava(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32,
+    path: str | Path, device: str | torch.device | None = "cpu", dtype: torch.dtype | str = torch.float32,
     image_encoder: str | Path | None = None, video_encoder: str | Path | None = None, quantize: str | None = None,
     **switches,
 ) -> VideoLLaVA:  # fmt: skip
     """Reads a Video-LLaVA, in eval mode: a folder or hub id, in this project's layout, in the original's, or in that
     of the port to `transformers`.
 
-    dtype: of all weights, whatever the files have. image_encoder, video_encoder: LanguageBind folders or hub ids
-    to take the encoders from, for the original layout; else they come from the checkpoint, from folders beside it
-    with the names that its config.json gives, or from the hub. quantize: "int8" or "int4" rounds the language
-    model's weights, layer by layer on their way to the device (see quantize.py). switches: any of SWITCHES, e.g.
-    `keep_cls_video=False` for the tokens of the paper and its 2023 code.
+    device: None for a GPU if there is one. dtype: of all weights, whatever the files have. image_encoder,
+    video_encoder: LanguageBind folders or hub ids to take the encoders from, for the original layout; else they come
+    from the checkpoint, from folders beside it with the names that its config.json gives, or from the hub. quantize:
+    "int8" or "int4" rounds the language model's weights, layer by layer on their way to the device (see quantize.py).
+    switches: any of SWITCHES, e.g. `keep_cls_video=False` for the tokens of the paper and its 2023 code.
 
     Raises CheckpointError for whatever is wrong with the checkpoint or is too large for the device's memory.
     """
@@ -138,7 +138,7 @@ def load_vllava(
     config = replace(config, **switches)
     _check_vocabulary(tokenizer, config.language.vocab_size, source)
     if quantize is not None:  # on the CPU first, so that a device needs memory for the rounded weights alone
-        usable_device(device)
+        device = usable_device(device)
         _fitting(source, lambda: require_rounded_memory(config, quantize, as_dtype(dtype), device, source.name))
         model = _build(VideoLLaVA, config, source, parts, "cpu", dtype, tokenizer=tokenizer)
         round_weights(model.language_model, quantize, device)
@@ -192,8 +192,7 @@ def load_language(
 
 def _build(model_type, config, source: Source, parts: Callable, device, dtype, **arguments) -> nn.Module:
     """Builds a model on the meta device, asks for the memory, checks shapes, then puts the weights in."""
-    dtype = as_dtype(dtype)
-    usable_device(device)
+    dtype, device = as_dtype(dtype), usable_device(device)
     with torch.device("meta"), WithoutFirstWeights():
         model = _fitting(source, lambda: model_type(config, **arguments))
     require_memory(count_weights(model), dtype, device, source.name)
@@ -210,12 +209,14 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 def usable_device(device: str | torch.device | None) -> str | torch.device:
     """A device by its name; by default a GPU if there is one. Raises ConfigError for a device that is not there."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"The device {device} cannot be used here ({short_reason(error)}): use another, such as cpu."
+            f"The device {device or repr(device)} cannot be used here ({short_reason(error)}): use another, such as "
+            "cpu."
         ) from error
     return device
 
@@ -227,13 +228,18 @@ def need_tokenizer(tokenizer: Tokenizer | None, path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def _ours(source: Source, kind: str, config_type: type):
-    """The config, the tokenizer and the parts of a folder in our own layout. Raises CheckpointError."""
-    card, file = source.card, source.folder / "config.json"
+def own_config(source: Source, kind: str, config_type: type):
+    """The config of a folder in our own layout. Raises CheckpointError."""
+    card = source.card
     if card.get("format") != FORMAT or card.get("kind") != kind:
         raise _unknown(source, kind, "")
-    config = described(source, lambda: _complete(config_type, card["config"]))
-    tokenizer = None if card.get("tokenizer") is False else Tokenizer.load(file.with_name("tokenizer.json"))
+    return described(source, lambda: _complete(config_type, card["config"]))
+
+
+def _ours(source: Source, kind: str, config_type: type):
+    """The config, the tokenizer and the parts of a folder in our own layout. Raises CheckpointError."""
+    config, file = own_config(source, kind, config_type), source.folder / "tokenizer.json"
+    tokenizer = None if source.card.get("tokenizer") is False else Tokenizer.load(file)
     return config, tokenizer, _parts(source, lambda names: {name: name for name in names})
 
 

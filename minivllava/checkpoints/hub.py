@@ -25,6 +25,8 @@ class Source:
     @classmethod
     def find(cls, name: str | Path) -> "Source":
         """The folder `name`, or else the hub id. Raises CheckpointError when there is neither."""
+        if not isinstance(name, str | os.PathLike):
+            raise CheckpointError(f"{name!r} is no name of a checkpoint: name a folder or a hub id.")
         path = Path(name)
         if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
             return cls(str(name), path)

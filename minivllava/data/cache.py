@@ -22,6 +22,7 @@ from torch import Tensor
 from minivllava.config import ModelConfig
 from minivllava.data.build import cache_dir, cores
 from minivllava.data.dataset import load_pixels
+from minivllava.errors import MediaError
 from minivllava.files import replacing
 
 MANY = 500  # files: with this many, processes are worth their start
@@ -63,7 +64,7 @@ def cache_media(
 
     files = sorted(files)  # the same files in another order are the same cache
     vision = config.vision(kind)
-    stamps = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    stamps = [_stamp(path) for path in files]
     how = [vision.image_size, vision.mean, vision.std, config.aspect, config.frame_sampling, config.video.frames, dtype]
     how += [] if config.antialias else ["not antialiased"]
     how += [] if config.clip_resize == "bilinear" else [config.clip_resize]
@@ -83,12 +84,21 @@ def cache_media(
     return MediaCache(np.load(path, mmap_mode="r"), rows)
 
 
+def _stamp(path: str) -> tuple[str, int, int]:
+    """A file's path, size and time of change. Raises MediaError for one that is not there."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror.lower()}: check the path and the media folder.") from error
+    return os.path.abspath(path), stat.st_size, stat.st_mtime_ns
+
+
 def _fill(path: Path, rows: int, batches: Iterator[Tensor], encode: Callable | None, dtype: str, bar):
     """Writes what each batch of pixels becomes, one row a file."""
     array, first = None, 0
     with replacing(path) as part:
         for pixels in batches:
-            values = (encode(pixels) if encode else pixels).cpu().numpy().astype(dtype)
+            values = (encode(pixels) if encode else pixels).cpu().float().numpy().astype(dtype)
             if array is None:
                 array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(rows, *values.shape[1:]))
             array[first : first + len(values)] = values

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minivllava.config import ModelConfig
+from minivllava.config import ModelConfig, VisionConfig, VisionTowerConfig
 from minivllava.data.batching import batched_by_shape
 from minivllava.data.conversation import IGNORE, VISUAL, check_turns, encode_conversation, template, visual_kinds
 from minivllava.data.media import probe_media, read_image, read_video
@@ -207,9 +207,18 @@ def unique_files(records, kind: str | None = None) -> list[str]:
     return list(dict.fromkeys(path for column in columns for row in records[column] for path in row))
 
 
-def load_pixels(path: str, kind: str, config: ModelConfig, frames: int) -> Tensor:
-    """A file as its encoder wants it: image (c, h, w) or clip (t, c, h, w), float32, normalised."""
-    vision = config.vision(kind)
+def load_pixels(
+    path: str | Path,
+    kind: str,
+    config: ModelConfig,
+    frames: int,
+    vision: VisionConfig | VisionTowerConfig | None = None,
+) -> Tensor:
+    """A file as its encoder wants it: image (c, h, w) or clip (t, c, h, w), float32, normalised.
+
+    kind: "image" or "video". vision: of an encoder that is neither of the config's two.
+    """
+    vision = vision or config.vision(kind)
     if kind == "image":
         return preprocess_image(
             read_image(path), vision.image_size, config.aspect, vision.mean, vision.std, config.antialias

@@ -117,7 +117,7 @@ def _prediction(row: dict, answer: str) -> dict:
 
 def normalised(answer: str) -> str:
     """Lower case, single spaces, no final full stop: what exact match compares."""
-    return " ".join(answer.lower().split()).rstrip(".")
+    return " ".join(answer.lower().split()).rstrip(". ")
 
 
 def majority(records, training) -> list[dict]:

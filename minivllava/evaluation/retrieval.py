@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
-from minivllava.data.media import read_image, read_video
-from minivllava.data.preprocess import preprocess_image, preprocess_video
+from minivllava.config import ModelConfig
+from minivllava.data.dataset import load_pixels
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError, DataError
 from minivllava.models.languagebind import LanguageBind
 
+SQUARE = ModelConfig(aspect="square")  # how files become pixels where models are made here
 TEMPLATES = {"image": ("a photo of a {}.",), "video": ("a video of {}.",), "depth": ("a depth map of a {}.",)}
 
 
@@ -57,9 +58,13 @@ def retrieval(visuals: Tensor, texts: Tensor, owners: Sequence[int], ks: Sequenc
 
 @torch.inference_mode()
 def embed_files(
-    model: LanguageBind, modality: str, files: Sequence[str | Path], batch_size: int = 64, progress: bool = True
-) -> Tensor:
+    model: LanguageBind, modality: str, files: Sequence[str | Path], batch_size: int = 64, progress: bool = True,
+    config: ModelConfig = SQUARE,
+) -> Tensor:  # fmt: skip
     """Unit vectors of images or clips of one modality: (files, d), float32, on the CPU.
+
+    config: how files become pixels (its aspect, antialias, clip_resize and frame_sampling), which bound encoders do
+    not say themselves; sizes are the encoder's.
 
     Raises ConfigError for a modality that the model has no encoder for, MediaError for a file that cannot be read.
     """
@@ -67,21 +72,17 @@ def embed_files(
 
     if modality not in model.config.encoders:
         raise ConfigError(f"There is no {modality} encoder; these are bound: {', '.join(model.config.encoders)}.")
-    encoder = model.config.encoders[modality]
+    encoder, kind = model.config.encoders[modality], "video" if modality == "video" else "image"
     weight = model.projections[modality].weight
     found = []
     with tqdm(total=len(files), desc=f"embed {modality}", disable=not progress, leave=False) as bar:
         for first in range(0, len(files), batch_size):
-            batch = [_pixels(file, encoder) for file in files[first : first + batch_size]]
+            batch = [
+                load_pixels(file, kind, config, encoder.frames, encoder) for file in files[first : first + batch_size]
+            ]
             found.append(model.embed(modality, torch.stack(batch).to(weight)).float().cpu())
             bar.update(len(batch))
     return torch.cat(found)
-
-
-def _pixels(file: str | Path, encoder) -> Tensor:
-    if encoder.temporal:
-        return preprocess_video(read_video(file, encoder.frames), encoder.image_size, encoder.mean, encoder.std)
-    return preprocess_image(read_image(file), encoder.image_size, "square", encoder.mean, encoder.std)
 
 
 @torch.inference_mode()
@@ -131,7 +132,7 @@ def class_accuracy(visuals: Tensor, classes: Tensor, labels: Sequence[int]) -> d
     visuals: unit vectors (visuals, d). classes: unit vectors (classes, d). labels: the right class of each visual.
     """
     correct = F.one_hot(torch.as_tensor(labels), len(classes)).bool()
-    ks = [k for k in (1, 5) if k < len(classes)]
+    ks = [1, 5] if len(classes) > 5 else [1]
     shares = recall_at(visuals @ classes.T, ks, correct)
     return {f"top {k}": 100 * share for k, share in zip(ks, shares, strict=True)}
 

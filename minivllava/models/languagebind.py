@@ -69,7 +69,7 @@ class LanguageBind(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
+        cls, path: str | Path, device: str | torch.device | None = "cpu", dtype: torch.dtype | str = torch.float32
     ) -> "LanguageBind":
         """Loads a checkpoint folder or hub id, of this project or of LanguageBind; its tokenizer is in `.tokenizer`.
 

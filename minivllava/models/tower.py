@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minivllava.config import VisionTowerConfig
+from minivllava.config import VisionTowerConfig, check_same_vit
 from minivllava.errors import ConfigError, short_reason
 from minivllava.models.pretrained import built
 from minivllava.models.vision import TemporalPart, VisionOutput
@@ -67,7 +67,11 @@ class VisionTower(nn.Module):
     @classmethod
     def from_image_encoder(cls, config: VisionTowerConfig, image_encoder: "VisionTower") -> "VisionTower":
         """A tower for clips whose spatial weights are the image encoder's, and whose temporal attention and norm
-        start as copies of each layer's spatial ones (LanguageBind, appendix B)."""
+        start as copies of each layer's spatial ones (LanguageBind, appendix B).
+
+        Raises ConfigError unless both are the same tower.
+        """
+        check_same_vit(image_encoder.config, config)
         tower = cls(config)
         tower.load_state_dict(image_encoder.state_dict(), strict=not config.temporal)
         for part, layer in zip(tower.temporal if config.temporal else (), tower.layers, strict=False):

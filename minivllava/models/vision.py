@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from minivllava.config import VisionConfig
+from minivllava.config import VisionConfig, check_same_vit
 from minivllava.models.layers import Attention, EncoderLayer
 
 
@@ -154,7 +154,11 @@ class VideoEncoder(ImageEncoder):
     @classmethod
     def from_image_encoder(cls, config: VisionConfig, image_encoder: ImageEncoder) -> "VideoEncoder":
         """A video encoder whose spatial weights are the image encoder's, and whose temporal attention and
-        norm, where it has them, start as copies of each layer's spatial ones (LanguageBind, appendix B)."""
+        norm, where it has them, start as copies of each layer's spatial ones (LanguageBind, appendix B).
+
+        Raises ConfigError unless both are the same ViT.
+        """
+        check_same_vit(image_encoder.config, config)
         video_encoder = cls(config)
         video_encoder.load_state_dict(image_encoder.state_dict(), strict=not config.temporal)
         for layer in video_encoder.layers if config.temporal else ():

@@ -20,7 +20,7 @@ from minivllava.data.batching import batched_by_shape
 from minivllava.data.chat_template import end_of_turn
 from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, template, visual_kinds
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import DataError
+from minivllava.errors import CheckpointError, DataError
 from minivllava.models.encoders import build_encoder
 from minivllava.models.language import build_language_model
 from minivllava.models.projector import build_projector
@@ -68,10 +68,13 @@ class VideoLLaVA(nn.Module):
         self, turns: Sequence[dict], frames: int | None = None, where: str = "The conversation",
         template_name: str | None = None,
     ) -> tuple[list[int], list[int]]:  # fmt: skip
-        """Token ids, with -200 for each visual token, and labels of a conversation. Raises as `encode_conversation`.
+        """Token ids, with -200 for each visual token, and labels of a conversation.
 
-        frames: of its clips (default: the config's 8). template_name: another template than the config's.
+        frames: of its clips (default: the config's 8). template_name: another template than the config's. Raises as
+        `encode_conversation`, and CheckpointError for a model without a tokenizer.
         """
+        if self.tokenizer is None:
+            raise CheckpointError("The model has no tokenizer, so it reads no words: copy its files into the folder.")
         config = self.config
         frames = config.video.frames if frames is None else frames
         counts = [config.visual_tokens(kind, frames) for kind in visual_kinds(turns)]
@@ -167,7 +170,7 @@ class VideoLLaVA(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32,
+        cls, path: str | Path, device: str | torch.device | None = "cpu", dtype: torch.dtype | str = torch.float32,
         image_encoder: str | Path | None = None, video_encoder: str | Path | None = None, quantize: str | None = None,
         **switches,
     ) -> "VideoLLaVA":  # fmt: skip
@@ -178,7 +181,7 @@ class VideoLLaVA(nn.Module):
         return load_vllava(path, device, dtype, image_encoder, video_encoder, quantize, **switches)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | str | None = None, notes: dict | None = None):
-        """Writes a checkpoint folder. See `minivllava.checkpoints.checkpoint.save_model`."""
+        """Writes a checkpoint folder. See `minivllava.checkpoints.checkpoint.save_vllava`."""
         from minivllava.checkpoints.checkpoint import save_vllava
 
         save_vllava(self, path, dtype, notes)

@@ -4,8 +4,9 @@
 encoder and binds the video encoder to it: its temporal parts learn, its spatial weights stay the image
 encoder's (the released encoders trained CLS and post-norm, too), and a share of the patches is hidden at each step.
 
-Batches take whole families of the embedded world: a scene beside siblings that differ in one attribute. So
-the other captions of a batch cannot be told apart by colour alone, which is what lets shapes be bound.
+Batches take whole families of the embedded world, of which the last may be cut: a scene beside siblings that differ in
+one attribute. So the other captions of a batch cannot be told apart by colour alone, which is what lets shapes be
+bound.
 """
 
 from collections.abc import Callable
@@ -124,7 +125,8 @@ def contrastive_task(
 
 
 def family_batches(families: list[int], batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """A sampler whose batches hold whole families, if there are any (family -1: a record on its own)."""
+    """A sampler whose batches hold whole families, if there are any (family -1: a record on its own); the last one
+    of a batch may be cut."""
     members: dict[int, list[int]] = {}
     for index, family in enumerate(families):
         members.setdefault(family if family >= 0 else -1 - index, []).append(index)

@@ -2,9 +2,9 @@
 
 A run is a function of (config, step): which samples step i takes, its learning rate and its random seed all
 follow from i. So a run that was stopped continues to the same weights as one that never was, and N processes
-take the same steps as one. Each batch's loss is the sum over its learned tokens divided by their number in
-the whole batch, however it is cut into processes and accumulation steps; the original's trainer averages the means of
-these parts, so that tokens of short answers weigh more.
+take the same steps as one, except that each draws its own dropout and hidden patches. Each batch's loss is the sum
+over its learned tokens divided by their number in the whole batch, however it is cut into processes and accumulation
+steps; the original's trainer averages the means of these parts, so that tokens of short answers weigh more.
 """
 
 import math
@@ -65,7 +65,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 def scheduled(config: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
     """The recipe for as many steps as `epochs` passes over `records` records take. A batch has at most as many as there
-    are, and a number that divides into processes and accumulation steps."""
+    are, cut to a number that divides into processes and accumulation steps, but at least one for each of these."""
     parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # each batch is cut into this many
     batch = max(parts, min(config.batch_size, records) // parts * parts)
     return replace(config, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
@@ -90,16 +90,27 @@ def check_precision(preset: Preset, stages: Sequence[str]):
 def accelerator_for(config: TrainingConfig, device: str | None):
     """`accelerate` on the device that training uses: an accelerator if there is one, unless `device` is "cpu".
 
-    Raises ConfigError for a device that is not there.
+    Raises ConfigError for a device that is not there, and for a second precision, or the CPU after an accelerator, in
+    one process.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
 
     if device not in (None, "cpu", "cuda", "mps", "xpu"):
         raise ConfigError(
             f"Training runs on the CPU or on an accelerator, and {device!r} is neither: use cpu, or leave it out; "
             "CUDA_VISIBLE_DEVICES chooses among GPUs."
         )
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
+    begun = AcceleratorState() if is_initialized() else None
+    try:
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu")
+    except ValueError as error:
+        if begun is None:
+            raise
+        raise ConfigError(
+            f"Training in this process has begun on {begun.device.type} with precision {begun.mixed_precision}, and "
+            f"cannot go on with precision {config.precision} on {device or begun.device.type}: start a new process."
+        ) from error
     if device not in (None, accelerator.device.type):
         raise ConfigError(f"This machine has no {device}: take --device out, or use --device cpu.")
     return accelerator
@@ -155,7 +166,7 @@ def train(
         count = torch.tensor(sum(task.count(part) for part in parts), device=accelerator.device)
         learned = accelerator.reduce(count, "sum").clamp(min=1)
         total = _accumulate(accelerator, wrapped, task, parts, learned)
-        norm = accelerator.clip_grad_norm_(list(parameters.values()), config.clip_norm)
+        norm = accelerator.clip_grad_norm_(list(parameters.values()), config.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

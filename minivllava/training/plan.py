@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +13,7 @@ from minivllava.flops import decoder_flops, encoder_depth, encoder_flops, projec
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import adapted_layers
-from minivllava.training.recipe import Recipe, recipe_preset, stage_records
+from minivllava.training.recipe import Recipe, cut_after, recipe_preset, stage_records
 from minivllava.training.recompute import check_recomputation
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about
@@ -69,7 +70,7 @@ def plan_recipe(
         training = getattr(base, name)
         records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
         training = scheduled(training, len(records), recipe.epochs)
-        stages.append(_plan_stage(name, model, training, records, recipe.epochs, len(missing), tflops))
+        stages.append(_plan_stage(name, model, training, records, recipe, len(missing), tflops))
     return RecipePlan(
         parameters={name: _count(getattr(model, name)) for name in PARTS},
         image_tokens=base.model.visual_tokens("image"),
@@ -80,23 +81,26 @@ def plan_recipe(
 
 
 def _plan_stage(
-    name: str, model: VideoLLaVA, training: TrainingConfig, records, epochs: float, missing: int, tflops: float
+    name: str, model: VideoLLaVA, training: TrainingConfig, records, recipe: Recipe, missing: int, tflops: float
 ) -> StagePlan:
     config = model.config
-    images, clips = (sum(len(row) for row in records[kind]) for kind in ("images", "videos"))
-    turns = [turn for row in records["conversations"] for turn in row]
-    words, learned = (
-        sum(len(turn["value"]) for turn in some) / CHARACTERS_PER_TOKEN / len(records)
-        for some in (turns, [turn for turn in turns if turn["from"] == "gpt"])
-    )
+    images, clips = (np.array([len(row) for row in records[kind]]) for kind in ("images", "videos"))
     visual = images * config.visual_tokens("image") + clips * config.visual_tokens("video", config.video.frames)
-    tokens = visual / len(records) + words
+    words, learned = (
+        np.array([sum(len(t["value"]) for t in row if t["from"] in kept) for row in records["conversations"]])
+        / CHARACTERS_PER_TOKEN
+        for kept in (("human", "gpt"), ("gpt",))
+    )
+    room = np.maximum(cut_after(recipe, model) - visual, 0)  # words beyond it are cut, questions and answers alike
+    learned, words = learned * np.minimum(1, room / np.maximum(words, 1)), np.minimum(words, room)
+    tokens, learned = float((visual + words).mean()), float(learned.mean())
+    images, clips, visual = int(images.sum()), int(clips.sum()), int(visual.sum())
     backward = 2 if name == "stage2" and not training.lora_rank else 1
-    flops = epochs * (
+    flops = recipe.epochs * (
         len(records) * _language_flops(model.language_model, config.language, tokens, learned, backward)
         + images * _encoder_flops(model.image_encoder, config, "image")
         + clips * _encoder_flops(model.video_encoder, config, "video")
-        + projector_flops(config, visual, backward=1)  # its first layer passes no gradient on
+        + projector_flops(config, visual, learns=True)
     )
     return StagePlan(
         stage=name, records=len(records), images=images, clips=clips, missing=missing, steps=training.steps,

@@ -132,7 +132,7 @@ def _train_stage1(run: Run, recipe: Recipe, base: Preset, stages: dict, options:
     """From the parts to the checkpoint of stage 1; its model is gone then: two would need twice the memory."""
     model = _parts(recipe, base)
     (records, training), (records2, training2) = stages["stage1"], stages["stage2"]
-    cut = _cut(recipe, model)
+    cut = cut_after(recipe, model)
     check_recomputation(model.language_model, training2)  # what stage 2 cannot do is said before stage 1 takes days
     check_conversations(records2, model.tokenizer, model.config, cut)
     train = partial(stage1, model, records, training, cut=cut, **options)
@@ -143,11 +143,11 @@ def _train_stage2(run: Run, recipe: Recipe, stages: dict, options: dict):
     """From the files of stage 1, as a run that continues: what training wrapped its model in stays behind."""
     model = load_vllava(run.folder / "stage1")
     records, training = stages["stage2"]
-    train = partial(stage2, model, records, training, cut=_cut(recipe, model), **options)
+    train = partial(stage2, model, records, training, cut=cut_after(recipe, model), **options)
     run.step("model", train, partial(save_vllava, model))
 
 
-def _cut(recipe: Recipe, model: VideoLLaVA) -> int:
+def cut_after(recipe: Recipe, model: VideoLLaVA) -> int:
     """Tokens after which a record is cut."""
     room = model.config.language.context
     return min(recipe.context or room, room)

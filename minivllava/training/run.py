@@ -18,7 +18,7 @@ from minivllava.checkpoints.checkpoint import (
     save_vllava,
 )
 from minivllava.checkpoints.storage import read_card
-from minivllava.config import ModelConfig, Preset, TrainingConfig
+from minivllava.config import ModelConfig, Preset, TrainingConfig, check_same_vit
 from minivllava.data.build import build_world
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import check_conversations, check_folder, check_media, load_records
@@ -52,6 +52,8 @@ def train_video_llava(
     if more_text and not language:
         raise CheckpointError(f"{parts} holds no language/ to train further: name parts that have one.")
     _check_sizes(preset.model, bound[0] if bound else None, language[0] if language else None)
+    if not bound:  # said before hours of training
+        check_same_vit(preset.model.image, preset.model.video)
     stages = ["language"] if more_text or not language else []
     stages += [] if bound else ["align_image", "align_video"]
     check_precision(preset, [*stages, "stage1", "stage2"])

@@ -2,11 +2,14 @@
 
 runs/NAME/
     run.json                    the preset, the data and the software that made it
-    language/ languagebind/     parts, when trained from scratch
+    language/                   parts, when trained from scratch
+    languagebind-image/         image encoder and text encoder
+    languagebind-video/         these and the video encoder
     stage1/ model/              checkpoints; model/ is the finished Video-LLaVA
     log.json                    every training step's log
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,7 @@ from minivllava.errors import CheckpointError, ConfigError
 from minivllava.files import write_json
 from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
+from minivllava.training.state import decisive
 
 UNFINISHED = "-unfinished"  # what the folder of a step's training state ends in
 
@@ -34,13 +38,14 @@ class Run:
         self.folder = Path(folder)
         file = self.folder / "run.json"
         known = _read(file)
-        changed = [key for key in description if not known or _completed(key, known.get(key)) != description[key]]
-        if known and changed and self._begun():
+        changed = [key for key, value in description.items() if _decisive(key, value) != _decisive(key, known.get(key))]
+        begun = bool(known) and self._begun()
+        if begun and changed:
             raise CheckpointError(
                 f"{self.folder} is a run with another {', '.join(changed)}: give this run another name, or delete "
                 "that folder."
             )
-        if changed and is_main_process():
+        if not begun and any(known.get(key) != value for key, value in description.items()) and is_main_process():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -91,13 +96,24 @@ class Run:
             torch.distributed.barrier()
 
 
-def _completed(key: str, value):
-    """A description with the default of every field that did not exist when it was written."""
-    kind = {"preset": Preset, "model": ModelConfig, "training": TrainingConfig}.get(key)
+def _decisive(key: str, value):
+    """What the weights of a run follow from, in one field of its description; a part of a config that did not exist
+    when it was written has its default."""
     try:
-        return value if kind is None else to_dict(from_dict(kind, value))
-    except ConfigError:  # it has a field that no longer exists
+        if key == "preset":
+            preset = from_dict(Preset, value)
+            recipes = {name: decisive(part) for name, part in vars(preset).items() if isinstance(part, TrainingConfig)}
+            return to_dict(preset) | recipes
+        if key == "model":
+            return to_dict(from_dict(ModelConfig, value))
+        if key in ("training", "stage1", "stage2"):  # those of a recipe say how many records there are, too
+            fields = {name: field for name, field in value.items() if name != "records"}
+            return decisive(from_dict(TrainingConfig, fields)), value.get("records")
+        if key == "recipe":  # what its changes lead to is in the model and the stages
+            return {name: part for name, part in value.items() if name != "change"}
+    except (ConfigError, AttributeError):  # it has a field that no longer exists, or is no config
         return value
+    return os.path.abspath(value) if key == "start" and value else value
 
 
 def _read(file: Path) -> dict:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media, weights_fingerprint
@@ -131,6 +132,7 @@ def features_fingerprint(model: VideoLLaVA, kind: str) -> str:
     encoder = {"image": model.image_encoder, "video": model.video_encoder}[kind]
     words = [weights_fingerprint(encoder), config.select_layer, config.keep_cls_image, config.keep_cls_video]
     words += [to_dict(encoder.config)]  # the same weights compute something else with other heads or activations
-    words += ["masked", encoder.config.masked] if encoder.config.masked else []
+    dtype = next(encoder.parameters()).dtype
+    words += [] if dtype == torch.float32 else [dtype]
     words += ["pooled"] if config.projector == "pooling" and kind == "video" else []
     return " ".join(str(word) for word in words)

@@ -19,6 +19,15 @@ from minivllava.config import TrainingConfig
 from minivllava.errors import CheckpointError
 from minivllava.overrides import to_dict
 
+# fields that change nothing in the weights that a run comes to
+WITHOUT_EFFECT = ("checkpoint_every", "log_every", "recomputed_layers", "recompute_elementwise")
+
+
+def decisive(config: TrainingConfig) -> dict:
+    """The fields that a run's weights follow from, as JSON types."""
+    unused = () if config.lora_rank else ("lora_alpha", "lora_dropout")
+    return {name: value for name, value in to_dict(config).items() if name not in (*WITHOUT_EFFECT, *unused)}
+
 
 class LogWindow:
     """What happened since the last line of the log."""
@@ -63,9 +72,7 @@ class State:
     ):  # fmt: skip
         self.folder, self.parameters, self.optimizer = folder, parameters, optimizer
         self.scaler = scaler  # of the loss; only with fp16
-        self.config, self.data = to_dict(config), data
-        without_effect = ["checkpoint_every"] + ([] if config.lora_rank else ["lora_alpha", "lora_dropout"])
-        self.config = {name: value for name, value in self.config.items() if name not in without_effect}
+        self.config, self.data = decisive(config), data
 
     def save(self, step: int, log: list[dict], window: LogWindow):
         moments = {
