@@ -11,7 +11,7 @@ from PIL import Image
 
 from minivllava import figures
 from minivllava.attention import most_focused, visual_attention
-from minivllava.checkpoints.checkpoint import load_vllava
+from minivllava.checkpoints.loading import load_vllava
 from minivllava.checkpoints.storage import read_card
 from minivllava.data.media import read_image, read_video
 from minivllava.errors import CheckpointError, ConfigError

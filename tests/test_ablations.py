@@ -32,7 +32,7 @@ from minivllava.ablations.runner import grid, run_grid, stand_alone
 from minivllava.ablations.settings import Mixture, Settings, base_settings, cell_key
 from minivllava.ablations.statistics import bootstrap_interval, paired_differences, t_interval, verdict
 from minivllava.ablations.study import load_study, study_names
-from minivllava.checkpoints.checkpoint import save_model
+from minivllava.checkpoints.saving import save_model
 from minivllava.cli import app
 from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
 from minivllava.data.world import sample_scene

@@ -14,7 +14,7 @@ from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, tr
 from torch import nn
 
 from minivllava.chat import Conversation, answer_prompts
-from minivllava.checkpoints import checkpoint, memory
+from minivllava.checkpoints import loading, memory
 from minivllava.checkpoints import quantize as quantization
 from minivllava.checkpoints.backbones import (
     assemble,
@@ -24,7 +24,7 @@ from minivllava.checkpoints.backbones import (
     load_tower,
     part_config,
 )
-from minivllava.checkpoints.checkpoint import save_model
+from minivllava.checkpoints.saving import save_model
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.data.dataset import load_records
 from minivllava.data.tokenizer import Tokenizer
@@ -32,8 +32,8 @@ from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
-from minivllava.models.pretrained import PretrainedLanguageModel
-from minivllava.models.tower import VisionTower
+from minivllava.models.transformers_language import TransformersLanguageModel
+from minivllava.models.transformers_vision import VisionTower
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, to_dict
 from minivllava.training.lora import lora, lora_recipe
@@ -90,7 +90,7 @@ def test_a_llama_becomes_our_decoder_and_others_stay_what_they_are(tmp_path):
     assert isinstance(ours, LanguageModel) and len(tokenizer) <= 320 and ours.config.stop == (2, 7)
     assert torch.allclose(ours.logits(ours(ours.embed(ids))), theirs.logits(theirs(theirs.embed(ids))), atol=1e-4)
     other, _ = load_language_model(write_language_model(tmp_path / "qwen", "Qwen2"))
-    assert isinstance(other, PretrainedLanguageModel) and other.config.stop == (2, 7)
+    assert isinstance(other, TransformersLanguageModel) and other.config.stop == (2, 7)
 
 
 def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
@@ -100,7 +100,7 @@ def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
     config = LlamaConfig.from_pretrained(folder, attention_bias=True)
     LlamaForCausalLM(config).save_pretrained(folder)
     language, _ = load_language_model(folder)
-    assert isinstance(language, PretrainedLanguageModel)
+    assert isinstance(language, TransformersLanguageModel)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_it_answers_about_files(model, tmp_path):
 
 def recomputed_layers(language_model) -> int:
     """How many of its layers keep not all of their activations."""
-    if isinstance(language_model, PretrainedLanguageModel):
+    if isinstance(language_model, TransformersLanguageModel):
         model = language_model.model
         newer = hasattr(model, "is_activation_checkpointing")
         return 2 * (model.is_activation_checkpointing if newer else model.is_gradient_checkpointing)
@@ -580,7 +580,7 @@ def test_rounded_weights_are_counted_before_anything_is_loaded(tmp_path, monkeyp
     monkeypatch.setattr(quantization, "require_torchao", lambda kind: None)
     model = tiny_vllava()
     model.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(checkpoint, "_build", None)
+    monkeypatch.setattr(loading, "_build", None)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     with pytest.raises(CheckpointError, match=r"weights as int8, [0-9,]+ others\) and 0\.0 MB is free"):
         VideoLLaVA.from_pretrained(tmp_path / "model", quantize="int8")
@@ -588,7 +588,7 @@ def test_rounded_weights_are_counted_before_anything_is_loaded(tmp_path, monkeyp
 
 def test_quantisation_that_is_not_there_says_what_to_install(tmp_path, monkeypatch):
     tiny_vllava().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(checkpoint, "_build", None)  # said before anything is loaded
+    monkeypatch.setattr(loading, "_build", None)  # said before anything is loaded
     with pytest.raises(ConfigError, match="'int3'.*int8, int4"):
         VideoLLaVA.from_pretrained(tmp_path / "model", quantize="int3")
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)

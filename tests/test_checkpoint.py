@@ -18,14 +18,10 @@ from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
 from minivllava import VideoLLaVA
 from minivllava.chat import Conversation
 from minivllava.checkpoints import huggingface, storage
-from minivllava.checkpoints.checkpoint import (
-    load_language,
-    load_languagebind,
-    load_vllava,
-    save_model,
-    usable_device,
-)
 from minivllava.checkpoints.convert import convert
+from minivllava.checkpoints.devices import usable_device
+from minivllava.checkpoints.loading import load_language, load_languagebind, load_vllava
+from minivllava.checkpoints.saving import save_model
 from minivllava.checkpoints.storage import load_tensors, save_shards, save_tensors, write_folder
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.language import LanguageModel
@@ -426,7 +422,7 @@ def test_less_memory_is_free_than_the_machine_has(copy, monkeypatch):
 
 PEAK = """
 import resource, sys, torch
-from minivllava.checkpoints.checkpoint import load_language
+from minivllava.checkpoints.loading import load_language
 torch.set_num_threads(1)
 load_language(sys.argv[1])
 def peak():

@@ -11,7 +11,7 @@ import torch
 from tiny import square, tiny_languagebind, tiny_tokenizer, tiny_vllava, write_records
 
 from minivllava import cli
-from minivllava.checkpoints.checkpoint import save_model
+from minivllava.checkpoints.saving import save_model
 from minivllava.data.write_media import write_image, write_video
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_vllava, write_records
 
-from minivllava.checkpoints.checkpoint import load_vllava
+from minivllava.checkpoints.loading import load_vllava
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import load_pixels, load_records
 from minivllava.errors import CheckpointError, ConfigError, DataError

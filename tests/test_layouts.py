@@ -26,12 +26,13 @@ from transformers import (
 )
 
 from minivllava import VideoLLaVA
-from minivllava.checkpoints.checkpoint import load_language, load_languagebind, load_vllava, save_model
 from minivllava.checkpoints.convert import convert, losses, save_port
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import model_config
 from minivllava.checkpoints.layouts import layout_of
+from minivllava.checkpoints.loading import load_language, load_languagebind, load_vllava
 from minivllava.checkpoints.original import Original
+from minivllava.checkpoints.saving import save_model
 from minivllava.cli import app
 from minivllava.config import CLIP_MEAN, CLIP_STD, RopeScaling, VisionConfig
 from minivllava.data.conversation import VISUAL

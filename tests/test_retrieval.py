@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny import square, tiny_config, tiny_languagebind, tiny_tokenizer
 
 from minivllava import cli
-from minivllava.checkpoints.checkpoint import save_model
+from minivllava.checkpoints.saving import save_model
 from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
 from minivllava.data.dataset import load_pixels

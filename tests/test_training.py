@@ -32,7 +32,8 @@ from tiny import (
 )
 from train_worker import run_task
 
-from minivllava.checkpoints.checkpoint import load_language, load_vllava, save_model
+from minivllava.checkpoints.loading import load_language, load_vllava
+from minivllava.checkpoints.saving import save_model
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media
 from minivllava.data.dataset import Conversations, load_pixels, load_records, unique_files

@@ -7,7 +7,7 @@ import torch
 from tiny import VISION, tiny_config, tiny_languagebind, tiny_vllava
 
 from minivllava.ablations.parts import in_time, silence_time
-from minivllava.checkpoints.checkpoint import load_vllava
+from minivllava.checkpoints.loading import load_vllava
 from minivllava.config import PROJECTORS, ModelConfig
 from minivllava.errors import ConfigError
 from minivllava.models.encoders import build_encoder

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minivllava.ablations.records import depth_captions
 from minivllava.ablations.settings import VERSION, Settings, align_world, digest, text_world
-from minivllava.checkpoints.checkpoint import load_language, load_languagebind
+from minivllava.checkpoints.loading import load_language, load_languagebind
 from minivllava.checkpoints.storage import load_tensors, save_tensors, write_folder
 from minivllava.config import ModelConfig, VisionConfig, check_same_vit
 from minivllava.data import build

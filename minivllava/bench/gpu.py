@@ -35,7 +35,7 @@ from minivllava.bench.peers import (
     peer_of,
 )
 from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product_rate, ratios
-from minivllava.checkpoints.checkpoint import usable_device
+from minivllava.checkpoints.devices import usable_device
 from minivllava.checkpoints.memory import require_memory
 from minivllava.config import ModelConfig, TrainingConfig
 from minivllava.errors import ConfigError

@@ -23,7 +23,7 @@ from minivllava.data.conversation import IGNORE
 from minivllava.errors import ConfigError
 from minivllava.evaluation.port import without_temporal_attention
 from minivllava.models.generate import Sampling, generate
-from minivllava.models.pretrained import built
+from minivllava.models.transformers_language import built
 from minivllava.models.vllava import VideoLLaVA
 
 OURS, THEIRS = "ours", PEER

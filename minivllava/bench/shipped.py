@@ -12,7 +12,7 @@ from minivllava.ablations.parts import Parts
 from minivllava.ablations.plan import grid_costs
 from minivllava.ablations.results import shared_cells
 from minivllava.bench.peers import comparable, compare
-from minivllava.checkpoints.checkpoint import load_vllava, need_tokenizer
+from minivllava.checkpoints.loading import load_vllava, need_tokenizer
 from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
 from minivllava.data.dataset import load_records

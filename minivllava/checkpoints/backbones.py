@@ -8,16 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.checkpoints.checkpoint import (
-    described,
-    load_language,
-    load_languagebind,
-    need_tokenizer,
-    own_config,
-)
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config, refuse_unless
 from minivllava.checkpoints.layouts import Layout, layout_of
+from minivllava.checkpoints.loading import described, load_language, load_languagebind, need_tokenizer, own_config
 from minivllava.checkpoints.memory import require_memory
 from minivllava.checkpoints.original import modality, tower_config
 from minivllava.checkpoints.storage import read_card
@@ -34,9 +28,9 @@ from minivllava.config import (
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, short_reason
 from minivllava.models.languagebind import LanguageBindConfig
-from minivllava.models.pretrained import PretrainedLanguageModel, built, check_interface
 from minivllava.models.projector import build_projector
-from minivllava.models.tower import VisionTower
+from minivllava.models.transformers_language import TransformersLanguageModel, built, check_interface
+from minivllava.models.transformers_vision import VisionTower
 from minivllava.models.vllava import VideoLLaVA
 
 # of a config, what says nothing about the model itself
@@ -77,7 +71,7 @@ def _is_our_decoder(card: dict, where: Path) -> bool:
     return True
 
 
-def load_causal_lm(path: str | Path) -> tuple[PretrainedLanguageModel, Tokenizer]:
+def load_causal_lm(path: str | Path) -> tuple[TransformersLanguageModel, Tokenizer]:
     """Any causal language model of `transformers`, LLaMA or not, behind our decoder's interface, in eval mode."""
     from transformers import AutoModelForCausalLM
 
@@ -95,7 +89,7 @@ def load_causal_lm(path: str | Path) -> tuple[PretrainedLanguageModel, Tokenizer
         model=_card(model.config), vocab_size=rows, context=context, width=width,
         stop=tuple(stop),
     )  # fmt: skip
-    language = PretrainedLanguageModel(config, model).eval()
+    language = TransformersLanguageModel(config, model).eval()
     check_interface(language)
     tokenizer = Tokenizer.from_pretrained(folder)
     if len(tokenizer) > rows:

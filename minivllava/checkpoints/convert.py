@@ -15,9 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from minivllava.checkpoints import huggingface
-from minivllava.checkpoints.checkpoint import as_dtype, load_language, load_languagebind, load_vllava, save_model
+from minivllava.checkpoints.devices import as_dtype
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.layouts import layout_of
+from minivllava.checkpoints.loading import load_language, load_languagebind, load_vllava
+from minivllava.checkpoints.saving import save_model
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, VisionConfig

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from minivllava.checkpoints.weights import Weights, not_floating, raise_problems, refuse_overflow
 from minivllava.models.language import LanguageModel
-from minivllava.models.pretrained import PretrainedLanguageModel
+from minivllava.models.transformers_language import TransformersLanguageModel
 
 
 @dataclass
@@ -66,7 +66,7 @@ def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) ->
     loaded |= {name: loaded[twin] for name, twin in tied.items()}
     model.load_state_dict(loaded, assign=True)
     for module in model.modules():
-        if isinstance(module, LanguageModel | PretrainedLanguageModel):
+        if isinstance(module, LanguageModel | TransformersLanguageModel):
             module.tie()
     return model.to(device).eval()  # buffers that no file holds are still on the device they were made on
 
@@ -108,7 +108,7 @@ def _tied(model: nn.Module) -> dict[str, str]:
     """The names of weights that are another one's: heads that share the token embedding."""
     tied = {}
     for name, module in model.named_modules():
-        if isinstance(module, LanguageModel | PretrainedLanguageModel):
+        if isinstance(module, LanguageModel | TransformersLanguageModel):
             prefix = f"{name}." if name else ""
             tied |= {f"{prefix}{theirs}": f"{prefix}{twin}" for theirs, twin in module.tied.items()}
     return tied

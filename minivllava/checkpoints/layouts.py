@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+FORMAT = "minivllava/1"  # our own layout, as its config.json says
 LLAMAS = ("llama", "mistral")  # model types of `transformers` that are our decoder
 
 

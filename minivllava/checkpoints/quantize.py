@@ -13,7 +13,7 @@ from minivllava.checkpoints.filling import WithoutFirstWeights, count_weights
 from minivllava.checkpoints.memory import require_bytes
 from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError, check_choice, short_reason
-from minivllava.models.pretrained import linear_layers
+from minivllava.models.transformers_language import linear_layers
 from minivllava.models.vllava import VideoLLaVA
 
 QUANTIZATIONS = ("int8", "int4")

@@ -42,7 +42,8 @@ def load_model(
     """The Video-LLaVA that these options name. Raises ConfigError for a device that is not there, CheckpointError."""
     import torch
 
-    from minivllava.checkpoints.checkpoint import need_tokenizer, usable_device
+    from minivllava.checkpoints.devices import usable_device
+    from minivllava.checkpoints.loading import need_tokenizer
     from minivllava.models.vllava import VideoLLaVA
 
     device = usable_device(device)

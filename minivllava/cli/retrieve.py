@@ -36,7 +36,8 @@ def retrieve(
     Recall@1, 5 and 10 both ways over the embedded world's test scenes, and top-1 accuracy over scenes of one thing;
     or over pairs of your own with --data. Ties count against the model.
     """
-    from minivllava.checkpoints.checkpoint import load_languagebind, need_tokenizer, usable_device
+    from minivllava.checkpoints.devices import usable_device
+    from minivllava.checkpoints.loading import load_languagebind, need_tokenizer
     from minivllava.evaluation.pairs import FOLDERS, read_pairs, world_pairs
     from minivllava.evaluation.retrieval import (
         TEMPLATES,

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from minivllava.checkpoints.checkpoint import need_tokenizer, usable_device
+from minivllava.checkpoints.devices import usable_device
+from minivllava.checkpoints.loading import need_tokenizer
 from minivllava.errors import ContextLengthError, DataError, MediaError
 from minivllava.evaluation.answering import Answerer, Asked
 from minivllava.evaluation.benchmarks import Benchmark

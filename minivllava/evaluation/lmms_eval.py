@@ -16,7 +16,7 @@ from itertools import groupby
 
 import torch
 
-from minivllava.checkpoints.checkpoint import need_tokenizer
+from minivllava.checkpoints.loading import need_tokenizer
 from minivllava.data.conversation import placeholders
 from minivllava.data.media import media_kind
 from minivllava.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ from torch import nn
 
 from minivllava.config import VisionConfig, VisionTowerConfig
 from minivllava.models.masked import MaskedImageEncoder
-from minivllava.models.tower import VisionTower
+from minivllava.models.transformers_vision import VisionTower
 from minivllava.models.vision import ImageEncoder, VideoEncoder
 
 

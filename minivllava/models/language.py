@@ -13,8 +13,8 @@ from minivllava.config import CausalLMConfig, LanguageConfig
 from minivllava.models import compiled_layers
 from minivllava.models.kv_cache import KVCache, LayerCache
 from minivllava.models.layers import attention_weights
-from minivllava.models.pretrained import PretrainedLanguageModel
 from minivllava.models.rotary import rotary_angles, rotate
+from minivllava.models.transformers_language import TransformersLanguageModel
 
 
 class RMSNorm(nn.Module):
@@ -187,14 +187,14 @@ class LanguageModel(nn.Module):
     def from_pretrained(
         cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
     ) -> "LanguageModel":
-        """Loads a checkpoint folder or hub id; its tokenizer is in `.tokenizer`. See `checkpoint.load_language`."""
-        from minivllava.checkpoints.checkpoint import load_language
+        """Loads a checkpoint folder or hub id; its tokenizer is in `.tokenizer`. See `load_language`."""
+        from minivllava.checkpoints.loading import load_language
 
         model, tokenizer = load_language(path, device, dtype)
         model.tokenizer = tokenizer
         return model
 
 
-def build_language_model(config: LanguageConfig | CausalLMConfig) -> LanguageModel | PretrainedLanguageModel:
+def build_language_model(config: LanguageConfig | CausalLMConfig) -> LanguageModel | TransformersLanguageModel:
     """The language model that a config describes: ours, or one of `transformers`."""
-    return PretrainedLanguageModel(config) if isinstance(config, CausalLMConfig) else LanguageModel(config)
+    return TransformersLanguageModel(config) if isinstance(config, CausalLMConfig) else LanguageModel(config)

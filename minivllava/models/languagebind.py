@@ -73,9 +73,9 @@ class LanguageBind(nn.Module):
     ) -> "LanguageBind":
         """Loads a checkpoint folder or hub id, of this project or of LanguageBind; its tokenizer is in `.tokenizer`.
 
-        See `minivllava.checkpoints.checkpoint.load_languagebind`.
+        See `minivllava.checkpoints.loading.load_languagebind`.
         """
-        from minivllava.checkpoints.checkpoint import load_languagebind
+        from minivllava.checkpoints.loading import load_languagebind
 
         model, tokenizer = load_languagebind(path, device, dtype)
         model.tokenizer = tokenizer

@@ -153,7 +153,7 @@ class VideoLLaVA(nn.Module):
         own = [end_of_turn(self.tokenizer)] if self.config.template == "chat" else []
         return tuple({self.tokenizer.eos, *self.config.language.stop, *own})
 
-    # use and storage; the code lives in chat.py and checkpoint.py
+    # use and storage; the code lives in chat.py and in checkpoints/
 
     def chat(
         self, question: str, images: Sequence = (), videos: Sequence = (), history: Sequence[tuple[str, str]] = (),
@@ -174,14 +174,14 @@ class VideoLLaVA(nn.Module):
         image_encoder: str | Path | None = None, video_encoder: str | Path | None = None, quantize: str | None = None,
         **switches,
     ) -> "VideoLLaVA":  # fmt: skip
-        """Loads a checkpoint folder or hub id. See `minivllava.checkpoints.checkpoint.load_vllava`, which lists the
+        """Loads a checkpoint folder or hub id. See `minivllava.checkpoints.loading.load_vllava`, which lists the
         switches."""
-        from minivllava.checkpoints.checkpoint import load_vllava
+        from minivllava.checkpoints.loading import load_vllava
 
         return load_vllava(path, device, dtype, image_encoder, video_encoder, quantize, **switches)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | str | None = None, notes: dict | None = None):
-        """Writes a checkpoint folder. See `minivllava.checkpoints.checkpoint.save_vllava`."""
-        from minivllava.checkpoints.checkpoint import save_vllava
+        """Writes a checkpoint folder. See `minivllava.checkpoints.saving.save_model`."""
+        from minivllava.checkpoints.saving import save_model
 
-        save_vllava(self, path, dtype, notes)
+        save_model(self, path, "video-llava", dtype, notes)

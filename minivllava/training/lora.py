@@ -13,7 +13,7 @@ from torch import nn
 
 from minivllava.config import TrainingConfig
 from minivllava.errors import ConfigError
-from minivllava.models.pretrained import linear_layers
+from minivllava.models.transformers_language import linear_layers
 
 
 def lora_recipe(config: TrainingConfig) -> TrainingConfig:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minivllava.checkpoints.backbones import assemble, load_encoder, load_language_model
-from minivllava.checkpoints.checkpoint import load_vllava, save_vllava
+from minivllava.checkpoints.loading import load_vllava
 from minivllava.config import Preset
 from minivllava.data.dataset import check_conversations, load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
@@ -136,7 +136,7 @@ def _train_stage1(run: Run, recipe: Recipe, base: Preset, stages: dict, options:
     check_recomputation(model.language_model, training2)  # what stage 2 cannot do is said before stage 1 takes days
     check_conversations(records2, model.tokenizer, model.config, cut)
     train = partial(stage1, model, records, training, cut=cut, **options)
-    run.step("stage1", train, partial(save_vllava, model))
+    run.step("stage1", train, model.save_pretrained)
 
 
 def _train_stage2(run: Run, recipe: Recipe, stages: dict, options: dict):
@@ -144,7 +144,7 @@ def _train_stage2(run: Run, recipe: Recipe, stages: dict, options: dict):
     model = load_vllava(run.folder / "stage1")
     records, training = stages["stage2"]
     train = partial(stage2, model, records, training, cut=cut_after(recipe, model), **options)
-    run.step("model", train, partial(save_vllava, model))
+    run.step("model", train, model.save_pretrained)
 
 
 def cut_after(recipe: Recipe, model: VideoLLaVA) -> int:

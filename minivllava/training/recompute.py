@@ -19,7 +19,7 @@ from minivllava.config import TrainingConfig
 from minivllava.errors import ConfigError
 from minivllava.models.compiled_layers import compiled, frozen, learning
 from minivllava.models.language import LanguageModel
-from minivllava.models.pretrained import PretrainedLanguageModel
+from minivllava.models.transformers_language import TransformersLanguageModel
 
 # what costs most of a layer's time, by the names that PyTorch dispatches; everything else is elementwise
 PRODUCTS = [
@@ -33,13 +33,13 @@ PRODUCTS = [
 
 
 @contextmanager
-def recomputing(language_model: LanguageModel | PretrainedLanguageModel, training: TrainingConfig) -> Iterator[None]:
+def recomputing(language_model: LanguageModel | TransformersLanguageModel, training: TrainingConfig) -> Iterator[None]:
     """Inside, a language model recomputes its activations as the recipe asks. To be entered before training wraps it.
 
     Of a model of `transformers` all layers are computed again, or none. Raises ConfigError where
     `recompute_elementwise` or `compiled` is asked of one, and for one that cannot recompute.
     """
-    if isinstance(language_model, PretrainedLanguageModel):
+    if isinstance(language_model, TransformersLanguageModel):
         for name in ("recompute_elementwise", "compiled"):
             if getattr(training, name):
                 raise ConfigError(f"{name}: only this package's own decoder can; use recomputed_layers.")

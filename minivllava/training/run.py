@@ -9,14 +9,8 @@ from pathlib import Path
 
 import torch
 
-from minivllava.checkpoints.checkpoint import (
-    load_language,
-    load_languagebind,
-    load_vllava,
-    need_tokenizer,
-    save_model,
-    save_vllava,
-)
+from minivllava.checkpoints.loading import load_language, load_languagebind, load_vllava, need_tokenizer
+from minivllava.checkpoints.saving import save_model
 from minivllava.checkpoints.storage import read_card
 from minivllava.config import ModelConfig, Preset, TrainingConfig, check_same_vit
 from minivllava.data.build import build_world
@@ -73,7 +67,7 @@ def train_video_llava(
         ("model", "stage2.json", joint, preset.stage2),
     ):
         train = partial(stage, model, load_records(world / file), training, device=device, progress=progress)
-        model = load_vllava(run.step(name, train, partial(save_vllava, model)))
+        model = load_vllava(run.step(name, train, model.save_pretrained))
     return model
 
 
@@ -149,7 +143,7 @@ def finetune(
     path = run.step(
         "model",
         lambda state: stage2(model, records, training, state, device=device, progress=progress),
-        lambda path: model.save_pretrained(path),
+        model.save_pretrained,
     )
     return load_vllava(path), skipped
 

@@ -1,14 +1,12 @@
-"""Checkpoint folders: `from_pretrained`, `save_pretrained` and the training runs end up here.
+"""Any checkpoint in: a folder or hub id, in our own layout or another.
 
-In this project's own layout a folder holds `config.json`, `model.safetensors` (or shards) and `tokenizer.json`.
-It appears under its name only when it is whole: it is written beside, then renamed. Tensors that are equal (the
-video encoder's spatial weights are the image encoder's) are stored once.
+In our own layout a folder holds `config.json`, `model.safetensors` (or shards) and `tokenizer.json`; tensors that are
+equal (the video encoder's spatial weights are the image encoder's) are stored once. saving.py writes it.
 
 Other layouts are recognised by their config.json and need no conversion: original.py has the published ones,
 huggingface.py those of `transformers`; convert.py writes the latter.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,23 +15,22 @@ import torch
 from torch import nn
 
 from minivllava.checkpoints import huggingface
+from minivllava.checkpoints.devices import as_dtype, usable_device
 from minivllava.checkpoints.filling import Part, WithoutFirstWeights, count_weights, fill
 from minivllava.checkpoints.hub import Source
-from minivllava.checkpoints.layouts import LLAMAS, Layout, layout_of
+from minivllava.checkpoints.layouts import FORMAT, LLAMAS, Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
 from minivllava.checkpoints.original import Original, languagebind_config, languagebind_parts
-from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
 from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
-from minivllava.errors import CheckpointError, ConfigError, short_reason
+from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
-from minivllava.models.pretrained import PretrainedLanguageModel, check_vectors
+from minivllava.models.transformers_language import TransformersLanguageModel, check_vectors
 from minivllava.models.vllava import VideoLLaVA
-from minivllava.overrides import from_dict, to_dict
+from minivllava.overrides import from_dict
 
-FORMAT = "minivllava/1"
 # What differs between the paper, the original code and its port, and can be chosen at load.
 SWITCHES = (
     "keep_cls_image", "keep_cls_video", "template", "stage1_template", "aspect", "stage1_aspect", "antialias",
@@ -49,52 +46,6 @@ FIRST_FIELDS = {
     "stage1_template aspect",
     LanguageBindConfig: "encoders text embed_dim",
 }
-
-# out
-
-
-def save_vllava(
-    model: VideoLLaVA, path: str | Path, dtype: torch.dtype | str | None = None, notes: dict | None = None
-):  # fmt: skip
-    """Writes a Video-LLaVA checkpoint folder. `notes` go into its config.json as they are."""
-    save_model(model, path, "video-llava", dtype, notes)
-
-
-def save_model(
-    model: nn.Module,
-    path: str | Path,
-    kind: str,
-    dtype: torch.dtype | str | None = None,
-    notes: dict | None = None,
-    tokenizer: Tokenizer | None = None,
-):
-    """Writes any of the three kinds of model folder, all or nothing. If there are several processes, all must call it;
-    one of them writes.
-
-    dtype: of the stored weights; by default each keeps its own. A checkpoint that is there already is replaced. Raises
-    ConfigError for another dtype, CheckpointError for a rounded model, and for a folder that holds other files.
-    """
-    dtype = None if dtype is None else as_dtype(dtype)
-    kind_of_weights = getattr(getattr(model, "language_model", model), "quantized", None)
-    if kind_of_weights:
-        raise CheckpointError(f"A model rounded to {kind_of_weights} cannot be saved: save it whole, round at load.")
-    tokenizer = tokenizer or getattr(model, "tokenizer", None)
-    card = {"format": FORMAT, "kind": kind, "config": to_dict(model.config), "notes": notes or {}}
-    if tokenizer is None:
-        card["tokenizer"] = False  # none is missing, then
-
-    tensors = gathered(model.state_dict())
-
-    def write(folder: Path):
-        save_shards(tensors, folder, dtype)
-        (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n")
-        if tokenizer is not None:
-            tokenizer.save(folder / "tokenizer.json")
-
-    write_folder(path, write)
-
-
-# in
 
 
 def load_vllava(
@@ -145,7 +96,7 @@ def load_vllava(
         model.to(device)
     else:
         model = _build(VideoLLaVA, config, source, parts, device, dtype, tokenizer=tokenizer)
-    if isinstance(model.language_model, PretrainedLanguageModel) and as_dtype(dtype) != torch.float32:
+    if isinstance(model.language_model, TransformersLanguageModel) and as_dtype(dtype) != torch.float32:
         check_vectors(model.language_model)  # in float32 that was done when it was taken
     model.freeze_encoders()
     return model
@@ -197,28 +148,6 @@ def _build(model_type, config, source: Source, parts: Callable, device, dtype, *
         model = _fitting(source, lambda: model_type(config, **arguments))
     require_memory(count_weights(model), dtype, device, source.name)
     return fill(model, parts(model.state_dict()), device, dtype)
-
-
-def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """A dtype by its name, e.g. "bfloat16". Raises ConfigError."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ConfigError(f"There is no dtype {dtype!r} for weights; choose float32, bfloat16 or float16.")
-    return found
-
-
-def usable_device(device: str | torch.device | None) -> str | torch.device:
-    """A device by its name; by default a GPU if there is one. Raises ConfigError for a device that is not there."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"The device {device or repr(device)} cannot be used here ({short_reason(error)}): use another, such as "
-            "cpu."
-        ) from error
-    return device
 
 
 def need_tokenizer(tokenizer: Tokenizer | None, path: str | Path) -> Tokenizer:

@@ -54,7 +54,7 @@ class RowCache:
         return like.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(like.dtype).min)
 
 
-class PretrainedLanguageModel(nn.Module):
+class TransformersLanguageModel(nn.Module):
     """A causal language model of `transformers` with the interface of `LanguageModel`.
 
     Embeddings (b, s, d) -> hidden states (b, s, d); `logits` turns those into (b, s, v). model: one that is
@@ -159,7 +159,7 @@ class PretrainedLanguageModel(nn.Module):
 
 
 @torch.no_grad()
-def check_interface(model: PretrainedLanguageModel):
+def check_interface(model: TransformersLanguageModel):
     """Raises ConfigError unless a model gives its own logits through the interface: with a cache and without, in a
     batch of different lengths. Models that are no decoders, or take no positions, do not."""
     check_vectors(model)
@@ -195,7 +195,7 @@ def check_interface(model: PretrainedLanguageModel):
 
 
 @torch.no_grad()
-def check_vectors(model: PretrainedLanguageModel):
+def check_vectors(model: TransformersLanguageModel):
     """Raises ConfigError unless a model reads vectors that are no token's, as visual tokens are, in its dtype."""
     like = next(model.parameters())
     vectors = torch.linspace(-1, 1, 3 * model.config.width, device=like.device).to(like.dtype)

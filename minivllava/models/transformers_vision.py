@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from minivllava.config import VisionTowerConfig, check_same_vit
 from minivllava.errors import ConfigError, short_reason
-from minivllava.models.pretrained import built
+from minivllava.models.transformers_language import built
 from minivllava.models.vision import TemporalPart, VisionOutput
 
 
