@@ -19,7 +19,7 @@ from minivllava.data.conversation import (
     template,
     visual_kinds,
 )
-from minivllava.data.dataset import Conversations, collate, load_records, records_of
+from minivllava.data.dataset import ConversationDataset, collate, load_records, records_of
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError
 from minivllava.models.generate import Sampling
@@ -253,7 +253,9 @@ def test_collate_pads_on_the_right_and_mixes_modalities(tmp_path):
     text = {"conversations": turns("Hi", "Hello")}
     records = load_records(record_file(tmp_path, GOOD, clip, text))
     config = tiny_config(len(TOKENIZER))
-    data = Conversations(records, TOKENIZER, config, lambda path, kind: torch.full((1, 16), float(kind == "video")))
+    data = ConversationDataset(
+        records, TOKENIZER, config, lambda path, kind: torch.full((1, 16), float(kind == "video"))
+    )
     batch = collate([data[0], data[1], data[2]])
     assert batch.input_ids.dtype == torch.int64 and batch.input_ids.shape == batch.labels.shape
     counts = (batch.input_ids == VISUAL).sum(1)
@@ -263,14 +265,14 @@ def test_collate_pads_on_the_right_and_mixes_modalities(tmp_path):
     assert batch.input_ids[2, length:].eq(0).all() and batch.labels[2, length:].eq(IGNORE).all()
     assert data.modalities() == {"image": 1, "video": 1, "text": 1}
     short = replace(config, video=replace(config.video, frames=2))
-    short = Conversations(records, TOKENIZER, short, lambda path, kind: None)
+    short = ConversationDataset(records, TOKENIZER, short, lambda path, kind: None)
     assert (short.input_ids[1] == VISUAL).sum() == 8
 
 
 def test_records_without_an_answer_teach_nothing(tmp_path):
     records = load_records(record_file(tmp_path, {"conversations": turns("Hello?")}))
     with pytest.raises(DataError, match="no answer to learn"):
-        Conversations(records, TOKENIZER, tiny_config(len(TOKENIZER)), lambda path, kind: None)
+        ConversationDataset(records, TOKENIZER, tiny_config(len(TOKENIZER)), lambda path, kind: None)
 
 
 # tokenizer

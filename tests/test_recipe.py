@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from minivllava.cli import app, main
 from minivllava.cli.recipe import _duration
 from minivllava.config import ModelConfig
-from minivllava.data.dataset import Conversations, load_records
+from minivllava.data.dataset import ConversationDataset, load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
@@ -186,12 +186,12 @@ def test_long_records_are_cut_but_never_within_visual_tokens(root):
     tokenizer = Tokenizer.from_pretrained(root / "parts/language")
     config = replace(preset("smol").model, language=replace(preset("smol").model.language, context=100))
     with pytest.raises(ContextLengthError, match="long"):
-        Conversations(records, tokenizer, config, None)
-    data = Conversations(records, tokenizer, config, None, cut=90)
+        ConversationDataset(records, tokenizer, config, None)
+    data = ConversationDataset(records, tokenizer, config, None, cut=90)
     assert [len(ids) for ids in data.input_ids] == [len(data.input_ids[0]), 90]
     clips = load_records(root / "ft_json/videochatgpt_tune_.json", root)
     with pytest.raises(ContextLengthError, match="visual tokens beyond the first 90"):
-        Conversations(clips, tokenizer, config, None, cut=90)
+        ConversationDataset(clips, tokenizer, config, None, cut=90)
 
 
 @pytest.mark.parametrize("lora", [False, True])

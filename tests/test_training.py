@@ -36,7 +36,7 @@ from minivllava.checkpoints.loading import load_language, load_vllava
 from minivllava.checkpoints.saving import save_model
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media
-from minivllava.data.dataset import Conversations, load_pixels, load_records, unique_files
+from minivllava.data.dataset import ConversationDataset, load_pixels, load_records, unique_files
 from minivllava.data.write_media import write_image
 from minivllava.errors import (
     CheckpointError,
@@ -316,7 +316,7 @@ def test_the_state_of_a_stage_is_of_its_records(records, tmp_path):
     model, config = tiny_vllava(), training(steps=4, checkpoint_every=1, batch_size=1)
     load = visual_loader(model, records, progress=False)
     tasks = [
-        conversation_task(Conversations(some, model.tokenizer, model.config, load), config)
+        conversation_task(ConversationDataset(some, model.tokenizer, model.config, load), config)
         for some in (records, records, records.select(range(1, len(records))))
     ]
     assert tasks[0].data == tasks[1].data != tasks[2].data
@@ -424,7 +424,7 @@ def test_a_video_encoder_without_temporal_attention_is_bound_as_the_image_encode
 
 def test_frozen_parts_get_no_gradient(records):
     model = tiny_vllava().train()
-    data = Conversations(records, model.tokenizer, model.config, visual_loader(model, records, cached=False))
+    data = ConversationDataset(records, model.tokenizer, model.config, visual_loader(model, records, cached=False))
     from minivllava.data.dataset import collate
 
     batch = collate([data[i] for i in range(len(data))])

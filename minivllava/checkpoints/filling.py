@@ -14,7 +14,7 @@ from minivllava.models.transformers_language import TransformersLanguageModel
 
 
 @dataclass
-class Part:
+class StoredPart:
     """Which stored tensors become which of a model's."""
 
     weights: Weights
@@ -38,7 +38,7 @@ class WithoutFirstWeights(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def fill(model: nn.Module, parts: Sequence[Part], device, dtype: torch.dtype) -> nn.Module:
+def fill(model: nn.Module, parts: Sequence[StoredPart], device, dtype: torch.dtype) -> nn.Module:
     """Puts stored tensors into a model that was built on the meta device. Returns it, in eval mode.
 
     Raises CheckpointError that names every tensor that is missing, unexpected or misshapen.
@@ -77,7 +77,7 @@ def count_weights(model: nn.Module) -> int:
     return sum(tensor.numel() for name, tensor in model.state_dict().items() if name not in tied)
 
 
-def _check(part: Part, expected: dict[str, Tensor], tied: dict[str, str]):
+def _check(part: StoredPart, expected: dict[str, Tensor], tied: dict[str, str]):
     """Raises CheckpointError for tensors that are missing, unexpected, misshapen or no floating-point numbers."""
     stored = part.weights.entries
     adapters = {name for pair in part.lora.values() for name in pair}
@@ -114,7 +114,7 @@ def _tied(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def _check_tied(part: Part, loaded: dict[str, Tensor], tied: dict[str, str]):
+def _check_tied(part: StoredPart, loaded: dict[str, Tensor], tied: dict[str, str]):
     """A head that the config ties to the embedding may be stored too, but then as the same numbers."""
     for name, twin in tied.items():
         stored = part.names.get(name)

@@ -16,7 +16,7 @@ from torch import nn
 
 from minivllava.checkpoints import huggingface
 from minivllava.checkpoints.devices import as_dtype, usable_device
-from minivllava.checkpoints.filling import Part, WithoutFirstWeights, count_weights, fill
+from minivllava.checkpoints.filling import StoredPart, WithoutFirstWeights, count_weights, fill
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.layouts import FORMAT, LLAMAS, Layout, layout_of
 from minivllava.checkpoints.memory import require_memory
@@ -191,7 +191,7 @@ def _complete(config_type: type, values: dict):
 
 
 def _parts(source: Source, names: Callable[[Iterable[str]], dict], spelling: Callable[[str], str] = str) -> Callable:
-    return lambda ours: [Part(Weights(source.weights_folder(), spelling), names(ours))]
+    return lambda ours: [StoredPart(Weights(source.weights_folder(), spelling), names(ours))]
 
 
 def described(source: Source, read: Callable):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from minivllava.checkpoints.filling import Part
+from minivllava.checkpoints.filling import StoredPart
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.huggingface import language_config, refuse_unless, section, vision_config
 from minivllava.checkpoints.layouts import layout_of
@@ -74,24 +74,24 @@ def modality(card: dict) -> str:
     return card["model_type"].removeprefix("LanguageBind").lower()
 
 
-def languagebind_parts(source: Source, ours: Iterable[str]) -> list[Part]:
+def languagebind_parts(source: Source, ours: Iterable[str]) -> list[StoredPart]:
     """Where a LanguageBind model's tensors are."""
     ours, kind = list(ours), modality(source.card)
     names = names_under(ours, "text_encoder.", "text_model.", TEXT)
     names |= {f"projections.{kind}.weight": "visual_projection.weight"}
     names |= {"text_projection.weight": "text_projection.weight", "logit_scale": "logit_scale"}
     names |= names_under(ours, f"encoders.{kind}.", "vision_model.", VISION)
-    return [_with_lora(Part(Weights(source.weights_folder(), spelling), names), source)]
+    return [_with_lora(StoredPart(Weights(source.weights_folder(), spelling), names), source)]
 
 
-def tower_part(source: Source, ours: Iterable[str], prefix: str) -> Part:
+def tower_part(source: Source, ours: Iterable[str], prefix: str) -> StoredPart:
     """Where the tensors of one encoder are, in a LanguageBind folder; `prefix` is the encoder's in our names."""
     names = names_under(ours, prefix, "vision_model.", VISION)
     others = ("text_model.", "visual_projection.", "text_projection.", "logit_scale")
-    return _with_lora(Part(Weights(source.weights_folder(), spelling), names, elsewhere=others), source)
+    return _with_lora(StoredPart(Weights(source.weights_folder(), spelling), names, elsewhere=others), source)
 
 
-def _with_lora(part: Part, source: Source) -> Part:
+def _with_lora(part: StoredPart, source: Source) -> StoredPart:
     """Adds the adapters that a folder holds beside the weights, as LanguageBind_Depth does.
 
     A projection that has one in any layer must have one in every layer.
@@ -202,13 +202,13 @@ class Original:
                 f"{kind}_encoder=FOLDER, or put {Path(name).name} beside it. {error}"
             ) from error
 
-    def parts(self, ours: Iterable[str]) -> list[Part]:
+    def parts(self, ours: Iterable[str]) -> list[StoredPart]:
         """Where the model's tensors are."""
         ours = list(ours)
         weights = Weights(self.source.weights_folder())
         names = names_under(ours, "language_model.", "", LLAMA)
         names |= names_under(ours, "projector.", "model.mm_projector.", PROJECTOR)
-        own, parts = Part(weights, names), []
+        own, parts = StoredPart(weights, names), []
         for kind in TOWERS:
             prefix = f"model.{kind}_tower."
             if self.named[kind] is None and any(name.startswith(prefix) for name in weights.entries):

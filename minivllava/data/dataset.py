@@ -1,6 +1,6 @@
 """Records to training samples: LLaVA-format JSON, visuals as pixels or cached features, mixed batches.
 
-JSON files + media folder -> load_records -> Conversations (a sample of each record) -> collate -> Batch
+JSON files + media folder -> load_records -> ConversationDataset (a sample of each record) -> collate -> Batch
 """
 
 import hashlib
@@ -230,7 +230,7 @@ def load_pixels(
 Load = Callable[[str, str], Tensor]  # (path, "image" or "video") -> pixels or features of a visual
 
 
-class Conversations(torch.utils.data.Dataset):
+class ConversationDataset(torch.utils.data.Dataset):
     """Encoded records. Item i: dict of `input_ids`, `labels` (lists) and `visuals` (list of tensors).
 
     load: None for a set whose visuals are never asked for. cut: tokens after which records end, as in the original
@@ -286,8 +286,8 @@ class Conversations(torch.utils.data.Dataset):
 
 def check_conversations(records, tokenizer: Tokenizer, config: ModelConfig, cut: int = 0):
     """Raises what no training on these records could go on from: ContextLengthError for a conversation that is too
-    long, DataError if nothing is learned. cut: as `Conversations` takes it."""
-    Conversations(records, tokenizer, config, load=None, cut=cut)  # encoding checks every record
+    long, DataError if nothing is learned. cut: as `ConversationDataset` takes it."""
+    ConversationDataset(records, tokenizer, config, load=None, cut=cut)  # encoding checks every record
 
 
 def _cut(ids: list[int], labels: list[int], cut: int, where: str) -> tuple[list[int], list[int]]:

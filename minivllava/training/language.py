@@ -12,7 +12,7 @@ from torch import nn
 
 from minivllava.config import TrainingConfig
 from minivllava.data.conversation import IGNORE
-from minivllava.data.dataset import Conversations, collate
+from minivllava.data.dataset import ConversationDataset, collate
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
@@ -28,7 +28,7 @@ def train_tokenizer(records, vocab_size: int) -> Tokenizer:
     return Tokenizer.train(texts, vocab_size)
 
 
-def conversation_task(dataset: Conversations, config: TrainingConfig, decodes: bool = False) -> Task:
+def conversation_task(dataset: ConversationDataset, config: TrainingConfig, decodes: bool = False) -> Task:
     """Next-token prediction of the answers in a set of conversations.
 
     decodes: whether loading a visual decodes its file, which is done in threads, and for the next batch ahead.
@@ -61,6 +61,6 @@ def pretrain_language(
     def no_visual(path: str, kind: str):
         raise DataError(f"{path}: language pre-training reads text alone; leave records with media out.")
 
-    dataset = Conversations(records, model.tokenizer, model.config, no_visual)
+    dataset = ConversationDataset(records, model.tokenizer, model.config, no_visual)
     freeze_all_but(model, model.language_model)
     return train(model, conversation_task(dataset, config), config, folder, "language", device, progress)

@@ -66,8 +66,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def scheduled(config: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
     """The recipe for as many steps as `epochs` passes over `records` records take. A batch has at most as many as there
     are, cut to a number that divides into processes and accumulation steps, but at least one for each of these."""
-    parts = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # each batch is cut into this many
-    batch = max(parts, min(config.batch_size, records) // parts * parts)
+    pieces = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # each batch is cut into this many
+    batch = max(pieces, min(config.batch_size, records) // pieces * pieces)
     return replace(config, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
 
 
@@ -160,12 +160,12 @@ def train(
         torch.manual_seed(((config.seed * 1_000_003) + step) * 1_009 + accelerator.process_index)
         rate = _set_learning_rate(optimizer, step, config)
         began = time.perf_counter()
-        parts = next(batches)
+        micro_batches = next(batches)
         window.waiting += time.perf_counter() - began
 
-        count = torch.tensor(sum(task.count(part) for part in parts), device=accelerator.device)
+        count = torch.tensor(sum(task.count(batch) for batch in micro_batches), device=accelerator.device)
         learned = accelerator.reduce(count, "sum").clamp(min=1)
-        total = _accumulate(accelerator, wrapped, task, parts, learned)
+        total = _accumulate(accelerator, wrapped, task, micro_batches, learned)
         norm = accelerator.clip_grad_norm_(list(parameters.values()), config.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -203,16 +203,16 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: Trai
     return rate
 
 
-def _accumulate(accelerator, model: nn.Module, task: Task, parts: list, learned: Tensor) -> Tensor:
-    """Adds up the gradients of the parts of a batch, and returns the sum of their losses.
+def _accumulate(accelerator, model: nn.Module, task: Task, micro_batches: list, learned: Tensor) -> Tensor:
+    """Adds up the gradients of a batch's micro-batches, and returns the sum of their losses.
 
     learned: how many tokens are learned in the whole batch, by all processes, which every loss is divided by.
     """
     total = torch.zeros((), device=accelerator.device)
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
+    for number, batch in enumerate(micro_batches):
+        last = number == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-            loss = task.loss(model, part.to(accelerator.device)).total
+            loss = task.loss(model, batch.to(accelerator.device)).total
             # gradients are averaged over processes; the sum is wanted
             accelerator.backward(loss / learned * accelerator.num_processes)
         total += loss.detach()
@@ -220,27 +220,27 @@ def _accumulate(accelerator, model: nn.Module, task: Task, parts: list, learned:
 
 
 def _batches(task: Task, config: TrainingConfig, accelerator, steps: range) -> Iterator[list]:
-    """This process's part of each step's batch, cut into accumulation steps and collated."""
+    """This process's part of each step's batch, cut into micro-batches (accumulation steps) and collated."""
     ranks, rank = accelerator.num_processes, accelerator.process_index
 
-    def parts_of(step: int) -> list:
+    def micro_batches_of(step: int) -> list:
         indices = task.sampler(step)
         if task.lengths is not None:
             indices = indices[np.argsort(task.lengths[indices], kind="stable")]
-        return [task.collate(part) for part in np.array_split(indices[rank::ranks], config.accumulation)]
+        return [task.collate(some) for some in np.array_split(indices[rank::ranks], config.accumulation)]
 
     ahead = task.ahead or accelerator.device.type == "cuda"  # a GPU leaves the processor free
-    return _ahead(parts_of, steps) if ahead else map(parts_of, steps)
+    return _ahead(micro_batches_of, steps) if ahead else map(micro_batches_of, steps)
 
 
-def _ahead(parts_of: Callable[[int], list], steps: range) -> Iterator[list]:
-    """What `parts_of` gives for each step, made in another thread while the previous step is computed."""
+def _ahead(micro_batches_of: Callable[[int], list], steps: range) -> Iterator[list]:
+    """What `micro_batches_of` gives for each step, made in another thread while the previous step is computed."""
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for step in steps:
-            parts = coming.result() if coming else parts_of(step)
-            coming = thread.submit(parts_of, step + 1) if step + 1 in steps else None
-            yield parts
+            micro_batches = coming.result() if coming else micro_batches_of(step)
+            coming = thread.submit(micro_batches_of, step + 1) if step + 1 in steps else None
+            yield micro_batches
 
 
 def _groups(parameters: dict[str, nn.Parameter], config: TrainingConfig) -> list[dict]:

@@ -17,7 +17,7 @@ import torch
 
 from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media, weights_fingerprint
-from minivllava.data.dataset import Conversations, Load, load_pixels, unique_files
+from minivllava.data.dataset import ConversationDataset, Load, load_pixels, unique_files
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
@@ -41,11 +41,11 @@ def stage1(
     """Trains the projector on captions, with the template and the aspect of stage 1. Returns the log.
 
     cached: the frozen encoders' features are computed once and kept; otherwise every batch decodes and encodes its
-    files. load: gives features or pixels in their place, as `visual_loader` does. cut: as `Conversations` takes it.
+    files. load: gives features or pixels in their place, as `visual_loader` does. cut: as for `ConversationDataset`.
     folder, device, progress: as `train` takes them.
     """
     load = load or _visuals(model, records, config, cached, model.config.stage1_aspect, device, progress)
-    dataset = Conversations(records, model.tokenizer, model.config, load, model.config.stage1_template, cut)
+    dataset = ConversationDataset(records, model.tokenizer, model.config, load, model.config.stage1_template, cut)
     task = conversation_task(dataset, config, decodes=not cached)
     freeze_all_but(model, model.projector)
     with recomputing(model.language_model, config):
@@ -71,7 +71,7 @@ def stage2(
     those of `stage1`.
     """
     load = load or _visuals(model, records, config, cached, model.config.aspect, device, progress)
-    dataset = Conversations(records, model.tokenizer, model.config, load, cut=cut)
+    dataset = ConversationDataset(records, model.tokenizer, model.config, load, cut=cut)
     task = conversation_task(dataset, config, decodes=not cached)
     if images_first:
         sampler = _images_first(dataset, config, round(images_first * config.steps), task.sampler)
@@ -88,7 +88,7 @@ def _visuals(model: VideoLLaVA, records, config: TrainingConfig, cached, aspect,
     return visual_loader(model, records, cached, aspect, progress)
 
 
-def _images_first(dataset: Conversations, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
+def _images_first(dataset: ConversationDataset, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
     """A sampler that takes no clips in its first `steps` steps. Raises DataError if every record has one."""
     still = [i for i, visuals in enumerate(dataset.visuals) if all(kind == "image" for _, kind in visuals)]
     if not still:
@@ -104,7 +104,7 @@ def visual_loader(
     aspect: str | None = None,
     progress: bool = True,
 ) -> Load:
-    """load(path, kind) for `Conversations`: features of the frozen encoders from the cache, or pixels.
+    """load(path, kind) for `ConversationDataset`: features of the frozen encoders from the cache, or pixels.
 
     aspect: of images, if it is not the config's. A loader made once for the records of several runs, and given to the
     stages as `load`, spares each run a cache of its own.
