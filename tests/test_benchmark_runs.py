@@ -119,6 +119,22 @@ def test_a_missing_prediction_is_wrong_without_asking_the_judge(endpoint, tmp_pa
     assert (result["metrics"]["judged"], result["metrics"]["score (0-5)"]) == (25, 1)
 
 
+@pytest.mark.parametrize("key", ["sk-SECRET\u2019", "sk-SECRET\rX", "sk-SECRET\x07", "sk-SEC RET\u00e9"])
+def test_a_key_that_no_header_can_hold_is_refused_unseen(endpoint, tmp_path, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(JudgeError, match="OPENAI_API_KEY holds") as error:
+        judged([Case("x", {"question": "q", "answer": "a", "pred": "p"})], video_qa.VIDEO_CHATGPT,
+               judge_at(endpoint, tmp_path))  # fmt: skip
+    assert "SEC" not in str(error.value) and not endpoint.requests
+
+
+def test_spaces_around_a_key_are_no_part_of_it(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-test\r\n")
+    judged([Case("x", {"question": "q", "answer": "a", "pred": "p"})], video_qa.VIDEO_CHATGPT,
+           judge_at(endpoint, tmp_path))  # fmt: skip
+    assert endpoint.headers[0]["Authorization"] == "Bearer sk-test"
+
+
 def test_judging_goes_on_where_it_stopped_and_asks_again_what_changed(endpoint, tmp_path):
     cases = [Case(name, {"question": "q", "answer": "a", "pred": name}) for name in "abcd"]
     config = judge_at(endpoint, tmp_path)
@@ -171,6 +187,16 @@ def test_a_reply_in_parts_and_in_json(endpoint, tmp_path):
     assert '{"pred": true, "score": 4}' not in (tmp_path / "verdicts.jsonl").read_text()
 
 
+def test_a_reply_with_half_a_surrogate_pair_is_kept(endpoint, tmp_path):
+    endpoint.replies = ["{'pred': 'yes', 'score': 4} \ud83d"]
+    cases = [Case("x", {"question": "q", "answer": "a", "pred": "p"})]
+    for _ in range(2):
+        verdicts, problems = judged(cases, video_qa.VIDEO_CHATGPT, judge_at(endpoint, tmp_path))
+        assert (verdicts, problems) == ({"x": {"pred": True, "score": 4}}, [])
+    assert len(endpoint.requests) == 1
+    assert read_log(tmp_path / "verdicts.jsonl")[1]["reply"] == endpoint.replies[0]
+
+
 def test_a_question_that_the_endpoint_refuses_is_a_problem_of_that_question(endpoint, tmp_path):
     cases = [Case(name, {"question": "q", "answer": "a", "pred": name}) for name in "abcd"]
     endpoint.replies = [
@@ -178,6 +204,9 @@ def test_a_question_that_the_endpoint_refuses_is_a_problem_of_that_question(endp
     ]
     verdicts, problems = judged(cases, video_qa.VIDEO_CHATGPT, judge_at(endpoint, tmp_path))
     assert sorted(verdicts) == ["a", "c", "d"] and len(problems) == 1 and problems[0].startswith("b: ")
+    cases = [case._replace(id=f"first {case.id}") for case in (cases[1], cases[0], cases[2])]
+    verdicts, problems = judged(cases, video_qa.VIDEO_CHATGPT, judge_at(endpoint, tmp_path, workers=1))
+    assert sorted(verdicts) == ["first a", "first c"] and problems[0].startswith("first b: "), "though it came first"
     endpoint.replies, cases = [400], [case._replace(id=f"{case.id}{i}") for case in cases for i in range(20)]
     with pytest.raises(JudgeError, match="refuses .HTTP 400"):
         judged(cases, video_qa.VIDEO_CHATGPT, Judge("m", tmp_path / "other", endpoint.url, workers=2, progress=False))

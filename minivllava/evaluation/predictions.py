@@ -291,7 +291,7 @@ def read_log(path: str | Path) -> list[dict]:
 def open_log(path: str | Path) -> IO[str]:
     """Opens a JSON-lines file to append to, after cutting off a last line that was not finished.
 
-    Raises DataError where it cannot be written.
+    What is no valid text (half of a surrogate pair) is written as JSON's escape of it. Raises DataError where it cannot be written.
     """
     path = Path(path)
     try:
@@ -300,6 +300,7 @@ def open_log(path: str | Path) -> IO[str]:
             data = path.read_bytes()
             if not data.endswith(b"\n"):
                 os.truncate(path, data.rfind(b"\n") + 1)
-        return open(path, "a", encoding="utf-8", buffering=1)  # each line reaches the file as it is written
+        # each line reaches the file as it is written
+        return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}): name another file or folder.") from error

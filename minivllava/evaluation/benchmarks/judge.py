@@ -24,6 +24,7 @@ from minivllava.files import json_hash
 OPENAI = "https://api.openai.com/v1"
 AGAIN = "Run it again: the verdicts that could be read are kept, and only the others are asked for."
 PATIENCE = (1, 3, 9, 27)  # seconds before each new try where the endpoint is busy or silent
+ROUNDS = 4  # of questions, one for each worker: so many refusals and no verdict, and all would be refused
 ONE_QUESTION = (400, 413, 422)  # HTTP codes that may be about what one question says, as of a content filter
 
 
@@ -85,13 +86,15 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Pr
     """Verdicts by id: what the judge said of every case.
 
     A case whose reply could not be read `judge.tries` times has no verdict but a problem that quotes the reply; so has
-    one that the endpoint refuses, unless it refuses them all. Raises JudgeError when the file holds another judge's or
-    protocol's verdicts, or the endpoint fails; verdicts so far are kept, and the same call goes on from there.
+    one that the endpoint refuses, unless it refuses the first ROUNDS for each worker, or all. Raises JudgeError then,
+    for a key that cannot be one, when the file holds another judge's or protocol's verdicts, or the endpoint fails;
+    verdicts so far are kept, and the same call goes on from there.
     """
     from tqdm.auto import tqdm
 
     if not judge.endpoint.startswith(("http://", "https://")):
         raise JudgeError(f"{judge.endpoint} is no address: --judge-url begins with http:// or https://.")
+    _key()
     cases = list(cases)
     header = {
         "judge": judge.model, "endpoint": judge.endpoint, "protocol": protocol.name, "system": protocol.system,
@@ -122,7 +125,7 @@ def judged(cases: Iterable[Case], protocol: Protocol, judge: Judge, problems: Pr
                     continue
                 problems.add(f"{row['id']}: {judge.model} replied {row['reply'][:80]!r}: {row['malformed']}")
                 refusals += "refused" in row
-                if refusals == len(written) and not done and refusals in (judge.workers, len(todo)):
+                if refusals == len(written) and not done and refusals in (ROUNDS * judge.workers, len(todo)):
                     raise JudgeError(row["malformed"])  # not one question is refused, but all of them
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -182,6 +185,14 @@ def _text(content) -> str:
     return "" if content is None else str(content)
 
 
+def _key() -> str:
+    """$OPENAI_API_KEY without spaces around it, or "". Raises JudgeError, which does not show it."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise JudgeError("$OPENAI_API_KEY holds what no key does (a typographic quote, a line break): set it again.")
+    return key
+
+
 def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str]:
     """(reply, the model's full name as the endpoint gives it)."""
     import http.client  # here, since these take as long to import as scoring a file does
@@ -191,7 +202,7 @@ def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str
     body = {"model": judge.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
     data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("OPENAI_API_KEY"):
+    if key := _key():
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(f"{judge.endpoint}/chat/completions", data, headers)
     for pause in (*PATIENCE, None):
@@ -209,7 +220,8 @@ def _complete(messages, temperature, max_tokens, judge: Judge) -> tuple[str, str
                 ) from error
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise JudgeError(
-                f"{judge.endpoint} does not reply as /chat/completions should ({error!r}): check --judge-url."
+                f"{judge.endpoint} does not reply as /chat/completions should ({type(error).__name__}): "
+                "check --judge-url."
             ) from error
         except (OSError, http.client.HTTPException) as error:  # the latter: a reply that was cut off
             reason = getattr(error, "reason", error)
