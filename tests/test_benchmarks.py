@@ -207,6 +207,19 @@ def test_pope_of_the_folder_averages_the_categories():
         scored("pope", "pope/coco", "pope/answers_random.jsonl")
 
 
+def test_popes_interval_counts_a_question_of_several_categories_once(tmp_path):
+    """Three copies of one category are as certain as one, not as three times as many questions."""
+    (tmp_path / "coco").mkdir()
+    rows = [row.values for row in read_rows(FILES / "pope/answers_random.jsonl", Problems())]
+    for category in ("random", "popular", "adversarial"):
+        shutil.copy(FILES / "pope/coco/coco_pope_random.json", tmp_path / f"coco/coco_pope_{category}.json")
+    answers = [row | {"category": category} for category in ("random", "popular", "adversarial") for row in rows]
+    result = scored("pope", tmp_path / "coco", written(tmp_path / "a.jsonl", answers))
+    alone = scored("pope", "pope/coco/coco_pope_random.json", "pope/answers_random.jsonl")
+    assert (result["n"], result["metrics"]) == (18, alone["metrics"])
+    assert result["intervals"] == alone["intervals"] == {"accuracy": wilson(3, 6)}
+
+
 def test_pope_by_llavas_question_file(tmp_path):
     """LLaVA numbers all categories through; labels are found by category, image and question."""
     shutil.copytree(FILES / "pope/coco", tmp_path / "coco")
@@ -323,13 +336,14 @@ def test_gqa_leaves_a_question_without_an_answer_out(tmp_path):
 @pytest.mark.parametrize(
     "reply, letter",
     [
-        ("B", "B"), (" B ", "B"), ("B. fire", "B"), ("B\nfire", "B"), ("The answer is B.", "B"),
-        ("The answer is B", "B"),
-        ("So the answer is B. The answer is C.", "C"), ("B.", None), ("b", None), ("B.fire", None), ("(B)", None),
-        ("fire", None), ("F", None), ("", None),
+        ("B", "B"), (" B ", None), ("B\n", None), ("B. fire", "B"), ("B\nfire", None), ("The answer is B.", "B"),
+        ("The answer is B", None), ("The answer is B\n", None), ("The answer is Big", "B"),
+        ("So the answer is B. The answer is C.", "C"), ("The answer is B. The answer is C.", None),
+        ("The answer is B. The answer is B.", None), ("The answer is F.", None),
+        ("B.", None), ("b", None), ("B.fire", None), ("(B)", None), ("fire", None), ("F", None), ("", None),
     ],
 )  # fmt: skip
-def test_scienceqas_letter(reply, letter):
+def test_scienceqas_letter_is_what_llavas_script_reads(reply, letter):
     assert science_qa.letter(reply) == letter
 
 
@@ -518,15 +532,46 @@ def test_bad_question_files(tmp_path):
     (tmp_path / "q.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match="'types' is no object.*\n.*'groups' is no object"):
         scored("gqa", tmp_path / "q.json", written(tmp_path / "a.jsonl", [GOOD[0]]))
-    (tmp_path / "q.json").write_text(
-        '{"v1_0": {"imagename": "a", "question": "q", "answer": "a", "capability": "ocr"}}'
-    )
-    with pytest.raises(DataError, match="'capability' must be a list"):
-        scored("mm-vet", tmp_path / "q.json", "mm_vet/answers.json")
     table = tmp_path / "q.tsv"
     table.write_text("index\tquestion\tA\tB\n1\twhat?\tx\n")
     with pytest.raises(DataError, match="q.tsv:2: the number of fields"):
         scored("mmbench", table, "mmbench/answers.jsonl")
+
+
+@pytest.mark.parametrize("capability", ["ocr", ["ocr", 3], [["ocr"]]])
+def test_a_question_whose_capabilities_are_no_list_of_names_counts_under_none(tmp_path, capability):
+    asked = json.loads((FILES / "mm_vet/mm-vet.json").read_text())
+    asked["v1_0"]["capability"] = capability
+    (tmp_path / "q.json").write_text(json.dumps(asked))
+    with pytest.raises(DataError, match="'capability' must be a list"):
+        scored("mm-vet", tmp_path / "q.json", "mm_vet/grades.json")
+    result = scored("mm-vet", tmp_path / "q.json", "mm_vet/grades.json", keep_going=True)
+    assert result["groups"]["capability"]["none"]["n"] == 1 and len(result["problems"]) == 1
+
+
+def test_a_vizwiz_question_without_human_answers_is_left_out(tmp_path):
+    asked = json.loads((FILES / "vizwiz/val.json").read_text())
+    asked[1]["answers"] = []
+    (tmp_path / "val.json").write_text(json.dumps(asked))
+    result = scored("vizwiz", tmp_path / "val.json", "vizwiz/answers.json", keep_going=True)
+    assert result["n"] == len(asked) - 1 and len(result["problems"]) == 1
+    assert all(value is not None for value in result["metrics"].values())
+
+
+def test_gqas_groups_have_names(tmp_path):
+    asked = json.loads((FILES / "gqa/data/testdev_balanced_questions.json").read_text())
+    asked["201"]["groups"]["global"] = ["color"]
+    (tmp_path / "q_questions.json").write_text(json.dumps(asked))
+    with pytest.raises(DataError, match=r"'groups' has no text in 'global'"):
+        scored("gqa", tmp_path / "q_questions.json", "gqa/answers.jsonl")
+    result = scored("gqa", tmp_path / "q_questions.json", "gqa/answers.jsonl", keep_going=True)
+    assert result["metrics"]["accuracy"] == 75
+
+
+def test_a_type_of_question_may_be_a_number_with_a_point(tmp_path):
+    questions = written(tmp_path / "q.jsonl", [{"question_id": "1", "question": "q", "answer": "yes", "type": 3.0}])
+    result = scored("activitynet-qa", questions, written(tmp_path / "p.jsonl", [{"id": "1", "pred": "yes"}]))
+    assert list(result["groups"]["type"]) == ["yes/no"]
 
 
 def test_names_are_forgiving_and_unknown_ones_list_the_others():

@@ -17,7 +17,7 @@ def percent(hits: float, n: int) -> float | None:
     return 100 * hits / n if n else None
 
 
-def wilson(hits: float, n: int) -> tuple[float, float] | None:
+def wilson(hits: float, n: float) -> tuple[float, float] | None:
     """95 % Wilson score interval of a proportion of n independent trials, in per cent; None of no trials.
 
     Source: E. B. Wilson, 1927; unlike the normal approximation it stays inside 0 to 100 and is not empty there.

@@ -60,6 +60,8 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
         for field in ("types", "groups"):
             if row.values.get(field) and not isinstance(row.values[field], dict):
                 problems.add(f"{row.where}: {field!r} is no object of names")
+        if not isinstance(_object(row, "groups").get("global"), str | None):
+            problems.add(f"{row.where}: 'groups' has no text in 'global'")
     joined = join(balanced, answers, problems, answers_file)
     predicted = {name: prediction(row, problems) if row else "" for name, row in joined.items()}
     problems.check()
@@ -109,7 +111,7 @@ def _distribution(asked: dict[str, Row], predicted: dict[str, str]) -> float | N
     said: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for name, row in asked.items():
         group = _object(row, "groups").get("global")
-        if group is not None:
+        if isinstance(group, str):
             true[group][row.values["answer"]] += 1
             said[group][predicted[name]] += 1
     total = weighted = 0.0

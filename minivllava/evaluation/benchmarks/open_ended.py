@@ -231,10 +231,7 @@ def mm_vet_score(
     """
     asked = by_id(read_rows(truth or questions_file, problems, keyed="question_id"), problems)
     rows = read_rows(answers_file, problems, keyed="question_id")
-    for row in asked.values():
-        held = row.values.get("capability") or []
-        if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
-            problems.add(f"{row.where}: 'capability' must be a list of names")
+    needed = {name: _capabilities(row, problems) for name, row in asked.items()}
     problems.check()
     answers = by_id(rows, problems, lambda row: _vet_id(row, problems))
     joined = join(asked, answers, problems, answers_file)
@@ -261,12 +258,21 @@ def mm_vet_score(
         grades = {name: [grade] for name, grade in verdicts.items()}
     runs = max((len(values) for values in grades.values()), default=1)
     grades |= {name: [0.0] * runs for name, row in joined.items() if row is None}
-    return _vet_result(asked, grades) | _judge_card(judge, graded)
+    return _vet_result(needed, grades) | _judge_card(judge, graded)
 
 
 def _vet_id(row: Row, problems: Problems) -> str | None:
     name = id_of(row, problems)
     return f"v1_{name}" if name and name.isdigit() else name
+
+
+def _capabilities(row: Row, problems: Problems) -> list[str]:
+    """The capabilities that a question needs, in order and each once; ["none"] and a problem if they are no names."""
+    held = row.values.get("capability") or ["none"]
+    if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+        problems.add(f"{row.where}: 'capability' must be a list of names")
+        return ["none"]
+    return sorted(set(held))
 
 
 def _grades(row: Row, problems: Problems) -> list[float]:
@@ -278,14 +284,14 @@ def _grades(row: Row, problems: Problems) -> list[float]:
     return []
 
 
-def _vet_result(asked: dict[str, Row], grades: dict[str, list[float]]) -> dict:
+def _vet_result(needed: dict[str, list[str]], grades: dict[str, list[float]]) -> dict:
+    """The figures of questions that have `grades`; needed: each question's capabilities."""
     capabilities: dict[str, list[float]] = defaultdict(list)
     combinations: dict[str, list[float]] = defaultdict(list)
     means = {name: mean(values) for name, values in grades.items()}
     for name, grade in means.items():
-        held = sorted(set(asked[name].values.get("capability") or ["none"]))
-        combinations["_".join(held)].append(grade)
-        for capability in held:
+        combinations["_".join(needed[name])].append(grade)
+        for capability in needed[name]:
             capabilities[capability].append(grade)
     runs = list(zip(*grades.values(), strict=True))
     return {

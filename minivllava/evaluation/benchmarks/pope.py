@@ -12,6 +12,7 @@ the pieces is exactly "No", "not" or "no", and yes if none is. So "NO", "none" a
 Sources: github AoiDragon/POPE, evaluate.py; github haotian-liu/LLaVA, llava/eval/eval_pope.py.
 """
 
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 
@@ -104,6 +105,10 @@ def _in_category(row: Row, problems: Problems) -> str | None:
 def score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
     """POPE's figures for each category, and their mean over the categories (the paper's tables give accuracy's).
 
+    The interval of the accuracy is Wilson's, but not for as many trials as there are answers: the questions with the
+    answer yes are the same in all three files. Where each is asked m times, n is Kish's effective sample size,
+    (sum of m)^2 / (sum of m^2): 4088 for the 9000 answers. That questions share images is left out of account.
+
     questions_file: a label file, the folder of all three, or llava_pope_test.jsonl, whose labels are then found in
     `truth`, by default the folder coco beside it, by category, image and question.
     """
@@ -137,10 +142,12 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
     groups = {category: yes_no(said[category], true[category]) for category in sorted(said)}
     means = {rate: _mean([figures[rate] for figures in groups.values()]) for rate in RATES}
     hits, n = sum(g["tp"] + g["tn"] for g in groups.values()), len(joined)
+    times = Counter(_content(asked[name])[1:] for name in joined)  # each image and question
+    distinct = n * n / sum(m * m for m in times.values()) if n else 0
     return {
         "n": n,
         "metrics": means,
-        "intervals": {"accuracy": wilson(hits, n)},
+        "intervals": {"accuracy": wilson(hits * distinct / n, distinct) if n else None},
         "groups": {"category": groups},
         "notes": notes,
     }

@@ -4,9 +4,9 @@
     ROOT/images/test/ID/image.png
     ROOT/problems.json, ROOT/pid_splits.json      the official questions: {"choices", "answer", "image"}; splits
 
-Answers: JSON lines {"question_id", "text"}. The letter of a reply, in this order (line breaks count as ". "):
-the reply is a letter A to E, except for spaces around it; it begins with a letter and ". "; the first "The answer is
-X." in it; the first "The answer is X". No letter, or one that is no choice, is wrong: so is "A." by itself.
+Answers: JSON lines {"question_id", "text"}. The letter of a reply, in this order: the reply is a letter A to E and
+nothing else, no space or line break; it begins with a letter and ". "; "The answer is X" stands in it exactly once,
+with any character after X but a line break. No letter, or one that is no choice, is wrong: so is "A." by itself.
 Source: github haotian-liu/LLaVA, llava/eval/{model_vqa_science,eval_science_qa}.py.
 """
 
@@ -61,13 +61,12 @@ def truth_file(root: Path) -> Path | None:
 
 def letter(reply: str) -> str | None:
     """The option a reply chooses, by the rules above; None if it names none."""
-    reply = reply.replace("\n", ". ")
-    if len(reply.strip()) == 1 and reply.strip() in LETTERS:
-        return reply.strip()
-    if reply[:1] and reply[0] in LETTERS and reply[1:3] == ". ":
+    if reply in tuple(LETTERS):
+        return reply
+    if reply[:1] in tuple(LETTERS) and reply[1:3] == ". ":
         return reply[0]
-    match = re.search(r"The answer is ([A-E])\.", reply) or re.search(r"The answer is ([A-E])", reply)
-    return match[1] if match else None
+    said = re.findall(r"The answer is ([A-Z]).", reply)  # as the original: the point is any character
+    return said[0] if len(said) == 1 and said[0] in LETTERS else None
 
 
 def score(

@@ -120,7 +120,7 @@ def _by_type(truths: dict[str, Row], correct: dict[str, bool]) -> dict:
     groups: dict[str, list[bool]] = defaultdict(list)
     for name, hit in correct.items():
         kind = truths[name].values.get("type")
-        groups[TYPES[kind] if kind in range(len(TYPES)) else str(kind)].append(hit)
+        groups[TYPES[int(kind)] if kind in range(len(TYPES)) else str(kind)].append(hit)
     return {kind: {"n": len(hits), "normalised": percent(sum(hits), len(hits))} for kind, hits in groups.items()}
 
 

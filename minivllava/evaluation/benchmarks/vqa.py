@@ -203,13 +203,12 @@ def vizwiz_score(questions_file: Path, answers_file: Path, problems: Problems, t
     annotated = by_id(read_rows(truth or questions_file, problems), problems, image)
     answers = by_id(read_rows(answers_file, problems), problems, image)
     result = vqa_scores(annotated, answers, problems, answers_file, groups=("answer_type",))
-    written = [
-        leave_one_out(vqa_normalised(text_of(answers[name], problems) or ""), human_answers(row, problems))
-        if name in answers
-        else 0.0
-        for name, row in annotated.items()
-        if name in answers or not problems.partial
-    ]
+    written, told = [], Problems(keep_going=True)  # vqa_scores has told of what is wrong with a row
+    for name, row in annotated.items():
+        humans = human_answers(row, told)
+        if humans and (name in answers or not problems.partial):
+            reply = text_of(answers[name], told) if name in answers else None
+            written.append(0.0 if reply is None else leave_one_out(vqa_normalised(reply), humans))
     result["metrics"]["accuracy, human answers as written"] = percent(sum(written), len(written))
     return result
 
