@@ -291,7 +291,8 @@ def read_log(path: str | Path) -> list[dict]:
 def open_log(path: str | Path) -> IO[str]:
     """Opens a JSON-lines file to append to, after cutting off a last line that was not finished.
 
-    What is no valid text (half of a surrogate pair) is written as JSON's escape of it. Raises DataError where it cannot be written.
+    What is no valid text (half of a surrogate pair) is written as JSON's escape of it. Raises DataError where the file
+    cannot be written.
     """
     path = Path(path)
     try:
