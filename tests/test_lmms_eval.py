@@ -1,9 +1,14 @@
 """The adapter to lmms-eval, against a stub of the interface that it needs: it cannot be installed everywhere."""
 
+import gc
+import importlib
+import runpy
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
+import torch
 from benchmark_files import clip
 from PIL import Image
 from tiny import square, tiny_vllava
@@ -22,14 +27,27 @@ def adapter(monkeypatch):
             self.partial = []
             self.cache_hook = SimpleNamespace(add_partial=lambda *row: self.partial.append(row))
 
+        def clean(self):
+            for name, value in list(vars(self).items()):
+                if isinstance(value, torch.nn.Module):
+                    delattr(self, name)
+
     known = {}
+
+    def register_model(*names):
+        def register(cls):
+            for name in names:
+                assert name not in known, f"Model named '{name}' conflicts with existing model!"
+                known[name] = cls
+            return cls
+
+        return register
+
     stubs = {
         "lmms_eval": SimpleNamespace(),
         "lmms_eval.api": SimpleNamespace(),
         "lmms_eval.api.model": SimpleNamespace(lmms=LMM),
-        "lmms_eval.api.registry": SimpleNamespace(
-            register_model=lambda *names: lambda cls: [known.setdefault(name, cls) for name in names] and cls
-        ),
+        "lmms_eval.api.registry": SimpleNamespace(register_model=register_model),
         "lmms_eval.models": SimpleNamespace(AVAILABLE_MODELS={}),
         "lmms_eval.models.registry_v2": SimpleNamespace(ModelManifest=lambda name, **paths: (name, paths)),
     }
@@ -100,6 +118,31 @@ def test_lmms_eval_finds_the_model_whichever_registry_it_has(adapter):
     assert taken == [("minivllava", {"simple_class_path": adapter.module.PATH})] == [adapter.module.manifest()]
     module, _, name = adapter.module.PATH.rpartition(".")
     assert getattr(sys.modules[module], name) is adapter.known["minivllava"]
+
+
+def test_run_as_a_script_the_model_is_registered_once(adapter, monkeypatch):
+    """Older versions of lmms-eval refuse a name that is registered twice: by the script, and by its import."""
+    sys.modules.pop("minivllava.evaluation.lmms_eval")
+    adapter.known.clear()
+    models = adapter.stubs["lmms_eval.models"]
+
+    def evaluate():
+        module, _, name = models.AVAILABLE_MODELS["minivllava"].rpartition(".")
+        assert getattr(importlib.import_module(module), name) is adapter.known["minivllava"]
+        return 3
+
+    monkeypatch.setitem(sys.modules, "lmms_eval.__main__", SimpleNamespace(cli_evaluate=evaluate))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("minivllava.evaluation.lmms_eval", run_name="__main__")
+    assert end.value.code == 3
+
+
+def test_cleaning_lets_the_model_go(adapter):
+    lmm = adapter.known["minivllava"](tiny_vllava(), device="cpu")
+    model = weakref.ref(lmm.model)
+    lmm.clean()
+    gc.collect()
+    assert model() is None
 
 
 def test_without_lmms_eval_the_adapter_says_how_to_get_it():

@@ -36,7 +36,6 @@ except ImportError as error:
     ) from error
 
 
-@_register(NAME)
 class Minivllava(_lmms):
     """lmms-eval's model interface around a VideoLLaVA.
 
@@ -75,6 +74,11 @@ class Minivllava(_lmms):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def clean(self):
+        """Lets go of the model, as lmms-eval asks for once it has all answers."""
+        self._answer = None  # which holds the model, too
+        super().clean()
 
     def generate_until(self, requests: Sequence) -> list[str]:
         """The answer to each request, in their order, cut at the first of its `until` strings."""
@@ -135,6 +139,10 @@ class Minivllava(_lmms):
         raise NotImplementedError(
             "minivllava answers single rounds in lmms-eval: choose tasks of output_type generate_until."
         )
+
+
+if __name__ != "__main__":  # a script's class is not the one that lmms-eval imports, and a name is registered once
+    _register(NAME)(Minivllava)
 
 
 def _cut(reply: str, until: Sequence[str]) -> str:
