@@ -403,6 +403,24 @@ def test_submissions_are_what_the_servers_read(model, tmp_path, monkeypatch):
     assert set(files["mm-vet"]) == {"v1_0", "v1_1", "v1_2"}
 
 
+@pytest.mark.parametrize("name, key", [("vizwiz", "image"), ("gqa", "questionId"), ("mm-vet", None)])
+def test_a_submission_holds_what_was_left_out_as_an_empty_answer(model, tmp_path, monkeypatch, name, key):
+    root = root_of(name, tmp_path)
+    first = benchmark(name).questions(root)[0]
+
+    def answers(self, asked, **_):
+        if any(question.text == first.prompt for question in asked):
+            raise MediaError("broken")
+        return ["yes"] * len(asked)
+
+    monkeypatch.setattr(Answerer, "__call__", answers)
+    results = run(model, name, root, tmp_path / "out", skip_broken=True)
+    assert results["left_out"] == [f"{first.key}: broken"]
+    submission = json.loads((tmp_path / "out/submission.json").read_text())
+    found = submission if key is None else {row.pop(key): next(iter(row.values())) for row in submission}
+    assert list(found) == [question.key for question in benchmark(name).questions(root)] and found[first.key] == ""
+
+
 def test_vqav2s_submission_holds_all_of_the_test_set(tmp_path):
     from minivllava.evaluation.benchmarks.vqa import vqav2_submission
 

@@ -184,6 +184,7 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
             problems.add(f"{where}: {line['key']} was answered twice, by two runs at once: delete this line")
         else:
             answers[line["key"]] = line["answer"]
+    asked = questions
     questions = [question for question in questions if question.key in answers or question.key not in broken]
     for question in questions:
         if question.key not in answers:
@@ -196,7 +197,7 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
     write_text(out / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     results = settings | {"answered": len(answers), "left_out": sorted(left_out)}
     if benchmark.submission is not None:
-        results["submission"] = _submit(benchmark, root, out, answers, questions)
+        results["submission"] = _submit(benchmark, root, out, answers, asked)
     truth = benchmark.truth(root)
     if truth is None:
         advice = "add them and run again" if benchmark.submission is None else "upload the submission"
@@ -204,15 +205,18 @@ def _finish(benchmark: Benchmark, root, out: Path, questions, missing, settings,
     elif benchmark.judge == "only" and judge is None:
         results["unscored"] = f"{benchmark.title} is scored by a judge: run again with --judge MODEL."
     else:
-        asked = Problems(partial=limit is not None or bool(left_out))
-        results |= benchmark.scores(truth, out / "predictions.jsonl", asked, judge)
+        problems = Problems(partial=limit is not None or bool(left_out))
+        results |= benchmark.scores(truth, out / "predictions.jsonl", problems, judge)
     write_json(out / "results.json", results, indent=1)
     return results
 
 
 def _submit(benchmark: Benchmark, root: Path, out: Path, answers: dict[str, str], questions: list[Question]) -> str:
-    """Writes the file to upload and returns its name, or what is missing to write it."""
-    content = benchmark.submission(root, answers, questions)
+    """Writes the file to upload and returns its name, or what is missing to write it.
+
+    Servers and scripts want an answer to every question: what was left out gets an empty one.
+    """
+    content = benchmark.submission(root, {q.key: answers.get(q.key, "") for q in questions}, questions)
     if not benchmark.spreadsheet:
         write_json(out / "submission.json", content)
         return str(out / "submission.json")
