@@ -216,13 +216,25 @@ def test_own_pairs(tmp_path):
         ([{"image": "a.png", "caption": "one"}, {"image": "b.png"}], "'caption' or 'label'"),
         ([{"image": "a.png", "caption": "one"}, {"image": "b.png", "caption": 3}], "'caption' or 'label'"),
         ([{"image": "a.png", "caption": "one"}, {"image": "b.png", "label": "x"}], "b.png has no caption"),
+        (
+            [{"image": "a.png", "label": "x"}, {"image": "a.png", "label": "y"}],
+            "p.json:1: a.png has the label 'y' here, and 'x' before",
+        ),
+        ([{"image": "a.png", "caption": "one", "label": 3}], "p.json:1: label holds 3, no text"),
     ],
 )
-def test_own_pairs_that_are_none(tmp_path, rows, words):
+def test_own_pairs_that_are_wrong_are_reported_with_file_and_record(tmp_path, rows, words):
     (tmp_path / "p.json").write_text(json.dumps(rows))
     with pytest.raises(DataError) as error:
         read_pairs(tmp_path / "p.json", "image")
     assert words in str(error.value)
+
+
+def test_the_same_label_may_stand_at_several_records_of_a_file(tmp_path):
+    rows = [{"image": "a.png", "caption": said, "label": "cat"} for said in ("one", "two")]
+    (tmp_path / "p.json").write_text(json.dumps([*rows, {"image": "a.png", "caption": "three", "label": None}]))
+    pairs = read_pairs(tmp_path / "p.json", "image")
+    assert len(pairs.captions) == 3 and pairs.tasks["label"].of == {0: 0}
 
 
 def test_retrieve_at_the_command_line(bound, files, tmp_path, monkeypatch, capfd):

@@ -98,8 +98,8 @@ def read_pairs(
     """Pairs of your own: JSON lines or a list of {"image" (or the modality's name): path, "caption": text or texts}.
 
     Records in LLaVA's format will do too: their last answer is the caption. A "label" makes it a classification
-    task among all labels of the file. A file that several records name has several captions. Paths start from
-    `media`, by default the JSON's folder. Raises DataError with file and line for records that are neither.
+    task among all labels of the file. A file that several records name has several captions, but one label. Paths
+    start from `media`, by default the JSON's folder. Raises DataError with file and line for records that are neither.
     """
     problems = Problems()
     root = Path(media) if media is not None else Path(file).parent
@@ -116,8 +116,10 @@ def read_pairs(
         owner = number.setdefault(str(root / path), len(number))
         pairs.captions += said
         pairs.owners += [owner] * len(said)
-        if isinstance(label, str):
-            labels[owner] = label
+        if label is not None and not isinstance(label, str):
+            problems.add(f"{row.where}: label holds {json.dumps(label)[:40]}, no text")
+        elif label is not None and labels.setdefault(owner, label) != label:
+            problems.add(f"{row.where}: {path} has the label {label!r} here, and {labels[owner]!r} before")
     problems.check()
     pairs.files = list(number)
     owners = set(pairs.owners)
