@@ -6,7 +6,8 @@ questions   which of the ten questions it helps to answer
 base        changes that all arms share
 reference   the arm that also shows the baselines; the first by default
 metrics     the scores shown, of METRICS
-include     names of studies, or TOML files beside this one, whose arms join unless one here is equal
+include     names of studies, or TOML files beside this one, whose arms join with what their base sets, unless one
+            here is equal; no field may be set by their base and by this one
 [[arms]]    name, label, set (changes to the base)
 [[claims]]  metric, better, than: the direction that the paper found, or that is expected; paper (its words);
             points (its difference); direction "+" (by default) or "=" (equal within `within` points);
@@ -151,6 +152,12 @@ def _checked(values: dict, name: str, where: Path, including: tuple) -> Study:
         raise ConfigError(f"{where}: {error}") from error
     for other in study.include:
         included = load_study(where.parent / other if other.endswith(".toml") else other, including)
+        both = sorted(_fields(study.base) & _fields(included.base))
+        if both:
+            raise ConfigError(
+                f"{where}: {', '.join(both)} is set by its base and by that of {other}, whose arms would get both: "
+                "take it out of the base here, and put it into `set` of the arms here that are to have it."
+            )
         there = {arm.set for arm in study.arms}
         joining = [replace(arm, set=(*included.base, *arm.set)) for arm in included.arms]
         study = replace(study, arms=(*study.arms, *(arm for arm in joining if arm.set not in there)))
@@ -177,3 +184,8 @@ def _checked(values: dict, name: str, where: Path, including: tuple) -> Study:
     if problems:
         raise ConfigError(f"{where}: {'; '.join(problems)}.")
     return study
+
+
+def _fields(changes: tuple[str, ...]) -> set[str]:
+    """The fields that changes set or multiply."""
+    return {change.partition("=")[0].removesuffix("*") for change in changes}
