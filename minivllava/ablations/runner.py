@@ -67,6 +67,8 @@ def run_grid(cells: list[Cell], parts: Parts, processes: int = 1, known: dict[st
     helpers = _start_helpers(min(processes, len(todo)) - 1, todo, parts)
     try:
         _work(todo, parts)
+        for helper in helpers:  # nothing is left to do, and one that is ended while it leaves writes a traceback
+            helper.join()
     finally:
         torch.set_num_threads(threads)
         for helper in helpers:
