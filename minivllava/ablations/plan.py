@@ -1,7 +1,8 @@
 """What a study will cost, before it runs: steps, and rough minutes and memory of every cell.
 
 Minutes come from counted FLOPs and the rate at which this machine does them in a training step of the preset's own
-language model, timed for a second; where cells of an arm are finished, from what they took.
+language model, timed for a second; where cells of an arm are finished, the median of what they took, since the first
+one may also have trained parts.
 """
 
 import time
@@ -76,7 +77,7 @@ def plan_study(
         keys = cells.keys() - counted
         counted |= keys
         done = [cell for key in keys if (cell := known.get(key) or read_cell(parts.store, key)) is not None]
-        minutes = sum(c["seconds"] for c in done) / len(done) / 60 if done else cell_flops(its) / rate / 60
+        minutes = median(c["seconds"] for c in done) / 60 if done else cell_flops(its) / rate / 60
         memory = max(c["peak_gib"] for c in done) if done else cell_memory(its)
         plans.append(ArmPlan(arm, labels[arm], cell_steps(its), len(keys), len(done), minutes, memory))
         missing_seeds = [cells[key] for key in sorted(keys - {cell["key"] for cell in done})]
