@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -269,6 +272,18 @@ def test_a_study_that_is_wrong_says_where(tmp_path, text, told):
     assert "mine.toml" in str(error.value)
 
 
+def test_a_field_is_set_in_one_base_only(tmp_path):
+    """Else the arms of `alignment-long`, whose base says the same, would get four times four times the steps."""
+    file = tmp_path / "mine.toml"
+    text = "title='x'\nmetrics=['image']\nbase=['{}']\ninclude=['alignment-long']\n[[arms]]\nname='a'\nset=['{}']"
+    for change in ("stage2.steps*=4", "stage2.steps=9"):
+        file.write_text(text.format(change, "image_encoder=contrastive"))
+        with pytest.raises(ConfigError, match="mine.toml: .*stage2.steps is set by its base and by that of alignment"):
+            load_study(file)
+    file.write_text(text.format("world.test=9", "stage2.steps*=4"))
+    assert [arm.name for arm in load_study(file).arms] == ["a", "mae"], "a is `united`"
+
+
 @pytest.mark.parametrize("change, told", [("world.seed=9", "another world"), ("stage2.seed=4", "sets a seed")])
 def test_arms_are_asked_the_same_and_seeds_are_the_commands(tmp_path, settings, change, told):
     file = tmp_path / "mine.toml"
@@ -477,6 +492,20 @@ def test_shipped_parts_of_other_sizes_are_refused(settings, parts):
         parts.model(override(settings, "model.image.layers=3"), 0)
 
 
+def test_a_shipped_text_encoder_that_is_another_is_refused(settings, folder, tmp_path):
+    """No weight shows an activation or how many heads there are, so the fingerprint is the same."""
+    copied = shutil.copytree(folder, tmp_path / "parts")
+    card = copied / "languagebind/config.json"
+    card.write_text(card.read_text().replace('"activation": "gelu"', '"activation": "quick_gelu"'))
+    values = json.loads(card.read_text())
+    for encoder in values["config"]["encoders"].values():
+        encoder["activation"] = "gelu"
+    card.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="The text encoder of .*quick_gelu"):
+        Parts(copied, tmp_path / "store", "cpu").check(settings)
+    Parts(copied, tmp_path / "store", "cpu").check(override(settings, "model.text.activation=quick_gelu"))
+
+
 def fake_cell(counts):
     def run(settings, seed, parts):
         counts.append(seed)
@@ -529,6 +558,18 @@ def test_known_results_are_not_computed_again(settings, parts, monkeypatch):
     cells = grid({"a": settings}, 2, parts.fingerprint)
     found = run_grid(cells, parts, known={cells[0].key: {"key": cells[0].key, "mark": 1}})
     assert counts == [1] and found[cells[0].key]["mark"] == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_helpers_end_by_themselves_and_are_ended_where_the_grid_fails(settings, parts, monkeypatch, fails):
+    """One that is ended while it is leaving writes a traceback under a study that went well."""
+    told = []
+    helper = SimpleNamespace(join=lambda: told.append("join"), terminate=lambda: told.append("terminate"))
+    monkeypatch.setattr(runner_module, "_start_helpers", lambda *_: [helper])
+    monkeypatch.setattr(runner_module, "run_cell", fake_cell([0, 0] if fails else []))
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        run_grid(grid({"a": settings}, 1, parts.fingerprint), parts, 2)
+    assert told[0] == ("terminate" if fails else "join") and told[-1] == "join"
 
 
 def test_processes_share_a_grid_and_find_the_same_numbers(settings, folder, tmp_path):
@@ -694,6 +735,11 @@ def test_a_plan_counts_steps_cells_and_what_is_left(settings, parts):
     cells, found = made_up(study, settings, 2, parts.fingerprint)
     known = plan_study(study, settings, 3, parts, rate, found, set())
     assert [arm.finished for arm in known.arms] == [2] * 5 and {arm.minutes for arm in known.arms} == {1.0}
+    cells, found = made_up(study, settings, 3, parts.fingerprint)
+    for cell in cells:
+        found[cell.key]["seconds"] *= 50 if cell.seed == 0 else 1
+    slow = plan_study(study, settings, 4, parts, rate, found, set())
+    assert {arm.minutes for arm in slow.arms} == {1.0}, "the first cell trains parts, which no other does"
 
 
 # the command

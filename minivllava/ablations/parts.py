@@ -66,13 +66,14 @@ class Parts:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the shipped weights and tokenizers."""
+        """A hash of the shipped weights and tokenizers. `check` compares their configs with the settings, which the
+        keys of cells hash."""
         parts = (self.shipped_encoders, self.shipped_language)
         words = [(weights_fingerprint(model), tokenizer.backend.to_str()) for model, tokenizer in parts]
         return digest(words)
 
     def check(self, settings: Settings):
-        """Raises ConfigError where a shipped part has other sizes than the settings ask for."""
+        """Raises ConfigError where a shipped part's config is not what the settings ask for, vocabularies aside."""
         self._config(settings)
 
     def model(self, settings: Settings, seed: int) -> VideoLLaVA:
@@ -114,6 +115,12 @@ class Parts:
             raise ConfigError(
                 f"The language model of {self.folder} is {language}, and this arm wants {wanted}: name parts of this "
                 "preset with --parts, or give the arm language_model=trained."
+            )
+        wanted = replace(settings.model.text, vocab_size=text.vocab_size)
+        if wanted != text:
+            raise ConfigError(
+                f"The text encoder of {self.folder} is {text}, and this arm wants {wanted}: name parts of this preset "
+                "with --parts, or change model.text with --set."
             )
         for name, shipped in self.shipped_encoders[0].config.encoders.items():
             wanted = _shape(getattr(config, name))
