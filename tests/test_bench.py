@@ -41,6 +41,11 @@ def test_the_peer_is_the_same_model(model):
         assert set(row["ms"]) == {"ours", "transformers"} and math.isfinite(row["ratio"]["ours"])
 
 
+def test_answers_that_the_context_has_no_room_for_are_not_timed(model):
+    with pytest.raises(ConfigError, match=r"room for \d+ more, and answers of 1001"):
+        compare(model, rounds=1, tokens=1000, batches=(1,))
+
+
 def test_ours_and_the_peer_share_their_weights_and_take_the_same_step(model):
     same = comparable(model)
     peer = peer_of(same)

@@ -172,6 +172,7 @@ def test_a_bad_checkpoint_is_refused_before_a_world_is_made(refused, model, monk
     monkeypatch.setattr("minivllava.bench.shipped.build_world", None)
     refused(["nothing", "no checkpoint folder"], "port", "nothing")
     refused(["nothing", "no checkpoint folder"], "bench", "nothing")
+    refused(["--tokens", "for --gpu"], "bench", "--tokens", "8")
     refused(["no temporal attention"], "port", _still(model))
 
 

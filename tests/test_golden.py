@@ -61,6 +61,20 @@ def test_the_command_names_what_is_wrong(changed, monkeypatch, capsys):
     assert "19 of 22 tensors" in printed
 
 
+def test_nothing_to_compare_is_no_success(changed, monkeypatch):
+    def drop(stored):
+        for name in [name for name in stored if name.split(".")[-1] not in check_golden.INPUTS]:
+            del stored[name]
+
+    folder = changed(drop)
+    (folder / "cases.json").unlink()
+    (folder / "cases.json").write_text("{}")
+    monkeypatch.setattr(check_golden.sys, "argv", ["check_golden.py", str(folder)])
+    with pytest.raises(SystemExit) as stop:
+        check_golden.main()
+    assert stop.value.code == 1
+
+
 def test_clips_without_cls_as_in_the_code_of_2023(changed):
     def drop(stored):
         stored["video.projected"] = stored["video.projected"][:, :, 1:].contiguous()

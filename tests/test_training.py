@@ -53,7 +53,15 @@ from minivllava.presets import preset
 from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import conversation_task, pretrain_language, train_tokenizer
-from minivllava.training.loop import Task, accelerator_for, check_precision, learning_rate, shuffled_batches, train
+from minivllava.training.loop import (
+    Task,
+    accelerator_for,
+    check_precision,
+    learning_rate,
+    scheduled,
+    shuffled_batches,
+    train,
+)
 from minivllava.training.run import assemble, export, finetune, train_video_llava
 from minivllava.training.run_folder import Run
 from minivllava.training.stages import features_fingerprint, stage2, visual_loader
@@ -217,6 +225,16 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     config = training(batch_size=6, accumulation=4)
     with pytest.raises(ConfigError, match="batch_size 6 is not a multiple"):
         train(Line(), line_task(config), config, tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "records, processes, batch, steps", [(100, 3, 4, 25), (100, 2, 4, 25), (3, 2, 2, 2), (1, 2, 2, 1)]
+)
+def test_only_too_few_records_make_a_batch_smaller(monkeypatch, records, processes, batch, steps):
+    """Another number of processes does not: the run would be another one. What does not divide is refused later."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    found = scheduled(training(batch_size=4), records, 1)
+    assert (found.batch_size, found.steps) == (batch, steps)
 
 
 @pytest.mark.parametrize("change", ["batch_size", "accumulation", "log_every", "checkpoint_every"])

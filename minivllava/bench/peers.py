@@ -163,9 +163,16 @@ def _gradients(contestant: Ours | Theirs, x: Inputs) -> Callable:
 def answers(contestants: dict[str, tuple], rounds: int, tokens: int) -> list[dict]:
     """The rows of prefill (one token) and decode (each further one: a long answer's time less a short one's).
 
-    contestants: by name, each with its inputs, of one batch size.
+    contestants: by name, each with its inputs, of one batch size. Raises ConfigError for more tokens than the context
+    has room for: ours would stop there.
     """
-    x = next(iter(contestants.values()))[1]
+    ours, x = next((one, inputs) for one, inputs in contestants.values() if isinstance(one, Ours))
+    room = ours.model.config.language.context - x.ids.shape[1]
+    if 1 + tokens > room:
+        raise ConfigError(
+            f"After the prompts of {x.ids.shape[1]} tokens the context has room for {room} more, and answers of "
+            f"{1 + tokens} are to be timed: use a model with a longer context, or with --gpu fewer --tokens."
+        )
     runs = {}
     for name, (contestant, inputs) in contestants.items():
         runs[name] = partial(contestant.answer, inputs, 1)

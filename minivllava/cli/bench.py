@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from minivllava.cli.app import Preset, app
+from minivllava.errors import ConfigError
 from minivllava.files import write_json
 
 
@@ -30,6 +31,8 @@ def bench(
     same work through `transformers`. With --gpu: training steps, prefill and decode of the published 7B model's sizes;
     without a GPU, the FLOPs and bytes that these cannot do without.
     """
+    if not gpu and (preset, device, rounds, tokens) != ("paper", None, 5, 64):
+        raise ConfigError("--preset, --device, --rounds and --tokens are for --gpu: add that, or leave them out.")
     if gpu:
         figures = _gpu_figures(preset, device, rounds, tokens, out)
     else:

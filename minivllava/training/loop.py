@@ -64,10 +64,11 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def scheduled(config: TrainingConfig, records: int, epochs: float) -> TrainingConfig:
-    """The recipe for as many steps as `epochs` passes over `records` records take. A batch has at most as many as there
-    are, cut to a number that divides into processes and accumulation steps, but at least one for each of these."""
+    """The recipe for as many steps as `epochs` passes over `records` records take. Where there are fewer than a
+    batch takes, it has those, cut to a number that divides into processes and accumulation steps, but at least one for
+    each of these."""
     pieces = config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))  # each batch is cut into this many
-    batch = max(pieces, min(config.batch_size, records) // pieces * pieces)
+    batch = config.batch_size if config.batch_size <= records else max(pieces, records // pieces * pieces)
     return replace(config, batch_size=batch, steps=max(1, math.ceil(epochs * records / batch)))
 
 
@@ -191,7 +192,7 @@ def _check_batch_size(config: TrainingConfig, processes: int):
     if config.batch_size % (processes * config.accumulation):
         raise ConfigError(
             f"batch_size {config.batch_size} is not a multiple of {processes} process(es) x {config.accumulation} "
-            "accumulation step(s)."
+            "accumulation step(s): set another batch_size or accumulation, or start another number of processes."
         )
 
 
