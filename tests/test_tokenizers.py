@@ -141,6 +141,22 @@ def test_templates_that_cannot_be_trained_on_say_so(tmp_path):
         encode_conversation(turns("a", "b"), tokenizer, template("chat"))
 
 
+@pytest.mark.parametrize(
+    "written, expected",
+    [
+        ("{% if not date_string is defined %}{% set date_string = strftime_now(\"%d %b %Y\") %}{% endif %}"
+         "{{ date_string }}", "26 Jul 2024"),
+        ("{{ strftime_now( '%Y-%m-%d' ) }}", "2024-07-26"),
+    ],
+)  # fmt: skip
+def test_the_date_in_a_template_is_always_the_same(written, expected, tmp_path):
+    tokenizer = read(
+        fast_tokenizer(SPECIALS, "<s>", "</s>", written + CHANGING.replace("CONTENT", "m.content")), tmp_path
+    )
+    ids, _ = encode_conversation(turns("a?", "red"), tokenizer, template("chat"))
+    assert tokenizer.backend.decode(ids).startswith(expected + "<|start|>user")
+
+
 CHANGING = "{% for m in messages %}{{ '<|start|>' + m['role'] }}{{ CONTENT }}{{ '</s>' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 
