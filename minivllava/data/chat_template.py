@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minivllava.data.tokenizer import Tokenizer
 
 _MARK = re.compile("(\ue000[0-9]+\ue001)")  # from a range of characters that Unicode leaves to private use
+_OTHERWISE = "change what is said, or train with another template (--set model.template=v1)"
 
 
 def chat_pieces(turns: Sequence[dict], tokenizer: "Tokenizer", where: str) -> Iterator[tuple[str | int, bool]]:
@@ -34,7 +35,7 @@ def chat_pieces(turns: Sequence[dict], tokenizer: "Tokenizer", where: str) -> It
         pieces = [(_fill(piece, texts) if isinstance(piece, str) else piece, learned) for piece, learned in skeleton]
         if "".join(tokenizer.special(p) if isinstance(p, int) else p for p, _ in pieces) == rendered:
             return iter(pieces)
-    raise DataError(f"{where}: the tokenizer's chat template changes the texts of its turns; use the template v1.")
+    raise DataError(f"{where}: the tokenizer's chat template changes the texts of its turns; {_OTHERWISE}.")
 
 
 def end_of_turn(tokenizer: "Tokenizer") -> int:
@@ -55,8 +56,9 @@ def _skeleton(tokenizer: "Tokenizer", turns: int) -> tuple[tuple[str | int, bool
         end = re.compile(rf"\s*(?:{specials})").match(whole, start + len(marks[number]))
         if start < 0 or not whole.startswith(prompt) or len(prompt) > start or not end:
             raise ConfigError(
-                "The tokenizer's chat template cannot be used to train: it does not continue the prompt of an answer "
-                "with that answer and a special token that ends it. Use the template v1."
+                "The tokenizer's chat template cannot be used: it does not continue the prompt of an answer with that "
+                "answer alone and a special token that ends it. A model has to be trained with another template "
+                "(--set model.template=v1)."
             )
         cuts |= {len(prompt), end.end()}
     pieces, learned, place = [], False, 0
@@ -80,4 +82,4 @@ def _render(tokenizer: "Tokenizer", values: Sequence[str], where: str) -> str:
     except ConfigError:
         raise
     except Exception as error:  # templates are programs, and raise what they like
-        raise DataError(f"{where}: the tokenizer's chat template refuses it ({error}); use the template v1.") from error
+        raise DataError(f"{where}: the tokenizer's chat template refuses it ({error}); {_OTHERWISE}.") from error
