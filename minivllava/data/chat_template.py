@@ -8,6 +8,7 @@ be told apart whatever the real turns hold.
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from minivllava.errors import ConfigError, DataError
@@ -45,22 +46,30 @@ def end_of_turn(tokenizer: "Tokenizer") -> int:
 
 @lru_cache(256)
 def _skeleton(tokenizer: "Tokenizer", turns: int) -> tuple[tuple[str | int, bool], ...]:
-    """The pieces of a conversation of `turns` turns, with a mark in the place of each turn's text."""
+    """The pieces of a conversation of `turns` turns, with a mark in the place of each turn's text.
+
+    Some templates close a prompt with text that they leave out again once the conversation has gone on, as Qwen3's
+    does with an empty `<think>` block. It is part of the prompt, so it is never learned.
+    """
+    if turns != 2:
+        _skeleton(tokenizer, 2)  # a template that cannot give one answer is refused whatever the number of turns
     marks = [f"\ue000{number}\ue001" for number in range(turns)]
     whole = _render(tokenizer, marks, "A conversation")
     cuts = set()  # where learned text begins, and where it ends
     specials = "|".join(map(re.escape, tokenizer.specials))
     for number in range(1, turns, 2):
         prompt = _render(tokenizer, marks[:number], "A conversation")
+        begin = len(commonprefix([whole, prompt]))
         start = whole.find(marks[number])
         end = re.compile(rf"\s*(?:{specials})").match(whole, start + len(marks[number]))
-        if start < 0 or not whole.startswith(prompt) or len(prompt) > start or not end:
+        shortened = begin < len(prompt) and (number == turns - 1 or marks[number - 1] not in whole[:begin])
+        if start < 0 or shortened or whole[begin:start].strip() or not end:
             raise ConfigError(
                 "The tokenizer's chat template cannot be used: it does not continue the prompt of an answer with that "
                 "answer alone and a special token that ends it. A model has to be trained with another template "
                 "(--set model.template=v1)."
             )
-        cuts |= {len(prompt), end.end()}
+        cuts |= {begin, end.end()}
     pieces, learned, place = [], False, 0
     for cut in (*sorted(cuts), len(whole)):
         for text in re.split(f"({specials})", whole[place:cut]):

@@ -121,14 +121,14 @@ class PretrainedTokenizer(Tokenizer):
         of an answer. Raises ConfigError if it has none.
 
         A template that writes today's date gets the one that Llama's template falls back to: what a model was trained
-        on, and a training that is continued, must not change overnight.
+        on, and a training that is continued, must not change overnight. Answers come without thinking.
         """
         if not self.backend.chat_template:
             return super().render(messages, prompt)
         chat = _CALL_OF_DATE.sub(lambda call: repr(_DATE.strftime(call[2])), self.backend.get_chat_template())
         return self.backend.apply_chat_template(
             messages, chat_template=chat, tokenize=False, add_generation_prompt=prompt,
-            date_string=f"{_DATE:%d %b %Y}",
+            date_string=f"{_DATE:%d %b %Y}", enable_thinking=False,
         )  # fmt: skip
 
 
