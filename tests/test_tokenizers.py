@@ -129,7 +129,7 @@ def test_placeholders_and_special_tokens_in_what_is_said(tmp_path):
 
 def test_templates_that_cannot_be_trained_on_say_so(tmp_path):
     silent = fast_tokenizer(SPECIALS, "<s>", "</s>", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(ConfigError, match="cannot be used to train.*v1"):
+    with pytest.raises(ConfigError, match="cannot be used: .*--set model.template=v1"):
         encode_conversation(turns("a", "b"), read(silent, tmp_path / "1"), template("chat"))
     changing = CHANGING.replace("CONTENT", "m['content'] | upper")
     with pytest.raises(DataError, match="record 3: .*changes the texts"):
@@ -141,6 +141,55 @@ def test_templates_that_cannot_be_trained_on_say_so(tmp_path):
         encode_conversation(turns("a", "b"), tokenizer, template("chat"))
 
 
+def test_a_template_that_thinks_before_the_last_answer_only(tmp_path):
+    tokenizer = read(fast_tokenizer(THINKING, None, "<|im_end|>", QWEN3), tmp_path)
+    assert learned(tokenizer, ("a?", "red")) == ["red<|im_end|>"]
+    said = ("a?", "red", "b?", "blue")
+    assert learned(tokenizer, said) == ["red<|im_end|>", "blue<|im_end|>"]
+    for length in (1, 3):  # what is asked is what was learned from: the block is part of the prompt
+        asked, _ = encode_conversation(turns(*said[:length]), tokenizer, template("chat"))
+        whole, _ = encode_conversation(turns(*said[: length + 1]), tokenizer, template("chat"))
+        assert tokenizer.backend.decode(asked).endswith("assistant\n<think>\n\n</think>\n\n")
+        assert whole[: len(asked)] == asked
+    assert tokenizer.backend.decode(whole).count("<think>") == 1
+
+
+@pytest.mark.parametrize("opened, kept", [("", "<think>\n\n</think>"), ("<think>", ""), ("<think>", "<think></think>")])
+def test_a_template_that_always_thinks_is_refused(opened, kept, tmp_path):
+    chat = "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' }}{% if m['role'] == 'assistant' %}KEPT{% endif %}\
+{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{{ 'assistant\n' }}OPENED{% endif %}"
+    theirs = fast_tokenizer(THINKING, None, "<|im_end|>", chat.replace("KEPT", kept).replace("OPENED", opened))
+    tokenizer = read(theirs, tmp_path)
+    for length in (1, 2, 3, 4):
+        with pytest.raises(ConfigError, match="cannot be used: .*--set model.template=v1"):
+            encode_conversation(turns("a?", "red", "b?", "blue")[:length], tokenizer, template("chat"))
+
+
+@pytest.mark.parametrize(
+    "written, expected",
+    [
+        ("{% if not date_string is defined %}{% set date_string = strftime_now(\"%d %b %Y\") %}{% endif %}"
+         "{{ date_string }}", "26 Jul 2024"),
+        ("{{ strftime_now( '%Y-%m-%d' ) }}", "2024-07-26"),
+    ],
+)  # fmt: skip
+def test_the_date_in_a_template_is_always_the_same(written, expected, tmp_path):
+    tokenizer = read(
+        fast_tokenizer(SPECIALS, "<s>", "</s>", written + CHANGING.replace("CONTENT", "m.content")), tmp_path
+    )
+    ids, _ = encode_conversation(turns("a?", "red"), tokenizer, template("chat"))
+    assert tokenizer.backend.decode(ids).startswith(expected + "<|start|>user")
+
+
+THINKING = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+QWEN3 = (  # as Qwen3 does: an empty block before the last answer, and in a prompt that asks for no thinking
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
+)
 CHANGING = "{% for m in messages %}{{ '<|start|>' + m['role'] }}{{ CONTENT }}{{ '</s>' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 

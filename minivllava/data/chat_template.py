@@ -8,6 +8,7 @@ be told apart whatever the real turns hold.
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from minivllava.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from minivllava.data.tokenizer import Tokenizer
 
 _MARK = re.compile("(\ue000[0-9]+\ue001)")  # from a range of characters that Unicode leaves to private use
+_OTHERWISE = "change what is said, or train with another template (--set model.template=v1)"
 
 
 def chat_pieces(turns: Sequence[dict], tokenizer: "Tokenizer", where: str) -> Iterator[tuple[str | int, bool]]:
@@ -34,7 +36,7 @@ def chat_pieces(turns: Sequence[dict], tokenizer: "Tokenizer", where: str) -> It
         pieces = [(_fill(piece, texts) if isinstance(piece, str) else piece, learned) for piece, learned in skeleton]
         if "".join(tokenizer.special(p) if isinstance(p, int) else p for p, _ in pieces) == rendered:
             return iter(pieces)
-    raise DataError(f"{where}: the tokenizer's chat template changes the texts of its turns; use the template v1.")
+    raise DataError(f"{where}: the tokenizer's chat template changes the texts of its turns; {_OTHERWISE}.")
 
 
 def end_of_turn(tokenizer: "Tokenizer") -> int:
@@ -44,21 +46,30 @@ def end_of_turn(tokenizer: "Tokenizer") -> int:
 
 @lru_cache(256)
 def _skeleton(tokenizer: "Tokenizer", turns: int) -> tuple[tuple[str | int, bool], ...]:
-    """The pieces of a conversation of `turns` turns, with a mark in the place of each turn's text."""
+    """The pieces of a conversation of `turns` turns, with a mark in the place of each turn's text.
+
+    Some templates close a prompt with text that they leave out again once the conversation has gone on, as Qwen3's
+    does with an empty `<think>` block. It is part of the prompt, so it is never learned.
+    """
+    if turns != 2:
+        _skeleton(tokenizer, 2)  # a template that cannot give one answer is refused whatever the number of turns
     marks = [f"\ue000{number}\ue001" for number in range(turns)]
     whole = _render(tokenizer, marks, "A conversation")
     cuts = set()  # where learned text begins, and where it ends
     specials = "|".join(map(re.escape, tokenizer.specials))
     for number in range(1, turns, 2):
         prompt = _render(tokenizer, marks[:number], "A conversation")
+        begin = len(commonprefix([whole, prompt]))
         start = whole.find(marks[number])
         end = re.compile(rf"\s*(?:{specials})").match(whole, start + len(marks[number]))
-        if start < 0 or not whole.startswith(prompt) or len(prompt) > start or not end:
+        shortened = begin < len(prompt) and (number == turns - 1 or marks[number - 1] not in whole[:begin])
+        if start < 0 or shortened or whole[begin:start].strip() or not end:
             raise ConfigError(
-                "The tokenizer's chat template cannot be used to train: it does not continue the prompt of an answer "
-                "with that answer and a special token that ends it. Use the template v1."
+                "The tokenizer's chat template cannot be used: it does not continue the prompt of an answer with that "
+                "answer alone and a special token that ends it. A model has to be trained with another template "
+                "(--set model.template=v1)."
             )
-        cuts |= {len(prompt), end.end()}
+        cuts |= {begin, end.end()}
     pieces, learned, place = [], False, 0
     for cut in (*sorted(cuts), len(whole)):
         for text in re.split(f"({specials})", whole[place:cut]):
@@ -80,4 +91,4 @@ def _render(tokenizer: "Tokenizer", values: Sequence[str], where: str) -> str:
     except ConfigError:
         raise
     except Exception as error:  # templates are programs, and raise what they like
-        raise DataError(f"{where}: the tokenizer's chat template refuses it ({error}); use the template v1.") from error
+        raise DataError(f"{where}: the tokenizer's chat template refuses it ({error}); {_OTHERWISE}.") from error

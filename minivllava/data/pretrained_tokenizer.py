@@ -6,7 +6,9 @@ without padding pads with `<unk>` as the original code does for Vicuna, or else 
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
+from datetime import date
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +17,10 @@ from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, short_reason
 
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")  # what transformers notes of where the files were found
+
+_DATE = date(2024, 7, 26)
+# `strftime_now("%d %b %Y")` in a template; transformers lets no keyword replace the function
+_CALL_OF_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class PretrainedTokenizer(Tokenizer):
@@ -112,10 +118,18 @@ class PretrainedTokenizer(Tokenizer):
 
     def render(self, messages: list[dict], prompt: bool) -> str:
         """Messages (`role`, `content`) as the tokenizer's own chat template writes them; `prompt`: and the beginning
-        of an answer. Raises ConfigError if it has none."""
+        of an answer. Raises ConfigError if it has none.
+
+        A template that writes today's date gets the one that Llama's template falls back to: what a model was trained
+        on, and a training that is continued, must not change overnight. Answers come without thinking.
+        """
         if not self.backend.chat_template:
             return super().render(messages, prompt)
-        return self.backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        chat = _CALL_OF_DATE.sub(lambda call: repr(_DATE.strftime(call[2])), self.backend.get_chat_template())
+        return self.backend.apply_chat_template(
+            messages, chat_template=chat, tokenize=False, add_generation_prompt=prompt,
+            date_string=f"{_DATE:%d %b %Y}", enable_thinking=False,
+        )  # fmt: skip
 
 
 def save_backend(tokenizer, folder: Path):

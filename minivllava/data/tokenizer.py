@@ -104,7 +104,9 @@ class Tokenizer:
 
     def render(self, messages: list[dict], prompt: bool) -> str:
         """Messages as the tokenizer's own chat template writes them. Raises ConfigError: ours has none."""
-        raise ConfigError("The tokenizer has no chat template of its own: use the template v1 or short.")
+        raise ConfigError(
+            "The tokenizer has no chat template of its own: train with v1 or short (--set model.template=v1)."
+        )
 
     def pad_texts(self, texts: list[str], context: int) -> Tensor:
         """Texts for the text encoder: `<s>` text `<eot>`, right-padded, cut at `context`. (b, s) int64."""
