@@ -234,6 +234,8 @@ def port_tokenizer(tokenizer: Tokenizer, tokens: dict[str, int]):
             tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         )  # fmt: skip
     written.add_tokens([text for text in tokens], special_tokens=True)
+    if tokens:  # of the port
+        written.padding_side = written.init_kwargs["padding_side"] = "left"  # an answer begins right after its prompt, in every row of a batch
     if "<pad>" in tokens:
         written.pad_token = "<pad>"
     wrong = [text for text, number in tokens.items() if written.convert_tokens_to_ids(text) != number]
