@@ -728,6 +728,12 @@ def test_what_cannot_be_converted_is_said_before_its_weights_are_read(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text('{"model_type": "qwen2_vl"}')
     refused(lambda folder: convert(folder, tmp_path / "out"), tmp_path / "x", "config.json", "'qwen2_vl'", "converted")
+    LlamaForCausalLM(llama()).save_pretrained(tmp_path / "window")
+    edited(tmp_path / "window", model_type="mistral", sliding_window=8)
+    tiny_vllava(keep_cls_video=True).save_pretrained(tmp_path / "ours")
+    for name, word in (("window", "sliding window"), ("ours", "22 tensors")):
+        (tmp_path / name / "model.safetensors").unlink()
+        refused(lambda folder: convert(folder, tmp_path / "out", "huggingface"), tmp_path / name, word, "--lossy")
 
 
 def test_where_nothing_can_be_written(tmp_path):
