@@ -16,6 +16,7 @@ PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models
 TOWER_SIZES = (
     "image_size", "patch_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
 )  # fmt: skip
+MOST_LAYERS = 10_000  # building more takes minutes, before a checkpoint's weights can be compared with them
 ACTIVATIONS = ("gelu", "quick_gelu")  # models/layers.py
 FRAME_SAMPLINGS = ("linspace", "arange", "opencv")  # data/media.py
 TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
@@ -24,6 +25,13 @@ TEMPLATES = ("v1", "llava_v1", "short", "plain", "chat")  # data/conversation.py
 def _check_heads(width: int, heads: int):
     if width % heads:
         raise ConfigError(f"width {width} is not a multiple of heads {heads}.")
+
+
+def _check_layers(part: str, values: dict):
+    """Raises ConfigError for more layers than any model has, in a config of `transformers`."""
+    layers = values.get("num_hidden_layers")
+    if fits(int, layers) and layers > MOST_LAYERS:
+        raise ConfigError(f"The {part}'s num_hidden_layers is {layers}: use {MOST_LAYERS} at most.")
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class VisionConfig:
         check_types(self)
         sizes = ("image_size", "patch_size", "width", "layers", "heads", "mlp_width", "frames")
         check_range(self, 1, math.inf, *sizes)
+        check_range(self, 1, MOST_LAYERS, "layers")
         check_range(self, 0, math.inf, "norm_eps")
         check_range(self, 0, 0.99, "patch_dropout", "masked")
         if self.image_size % self.patch_size:
@@ -130,6 +139,7 @@ class VisionTowerConfig:
         for name, size in self.tower.items():
             if name in TOWER_SIZES and not (fits(int, size) and size >= 1):
                 raise ConfigError(f"The tower's {name} is {size!r}: use a whole number of at least 1.")
+        _check_layers("tower", self.tower)
         check_choice("vision tower", self.tower["model_type"], VISION_TOWERS)
 
 
@@ -167,6 +177,7 @@ class TextConfig:
     def __post_init__(self):
         check_types(self)
         check_range(self, 1, math.inf, "vocab_size", "context", "width", "layers", "heads", "mlp_width")
+        check_range(self, 1, MOST_LAYERS, "layers")
         check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -217,6 +228,7 @@ class LanguageConfig:
         check_types(self)
         sizes = ("vocab_size", "context", "width", "layers", "heads", "kv_heads", "mlp_width")
         check_range(self, 1, math.inf, *sizes, "rope_theta")
+        check_range(self, 1, MOST_LAYERS, "layers")
         check_range(self, 0, math.inf, "norm_eps")
         _check_heads(self.width, self.heads)
         if self.heads % self.kv_heads:
@@ -240,6 +252,7 @@ class CausalLMConfig:
         check_range(self, 1, math.inf, "vocab_size", "context", "width")
         if "model_type" not in self.model:
             raise ConfigError("The language model's config lacks model_type.")
+        _check_layers("language model", self.model)
 
 
 @dataclass(frozen=True)

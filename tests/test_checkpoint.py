@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava
+from torch import Tensor
 
 from minivllava import VideoLLaVA
 from minivllava.chat import Conversation
@@ -330,6 +331,14 @@ def test_an_old_pickle(saved, pickled):
     assert same_weights(load_vllava(pickled), saved[1])
 
 
+@pytest.mark.parametrize("change, fault", [(lambda t: t.to("meta"), "holds no"), (Tensor.to_sparse, "is sparse")])
+def test_tensors_of_a_pickle_that_cannot_be_read(pickled, change, fault):
+    file, name = pickled / "pytorch_model-00002-of-00002.bin", "language_model.norm.weight"
+    stored = torch.load(file, weights_only=True)
+    torch.save(stored | {name: change(stored[name])}, file)
+    refused(pickled, file.name, f"{name} {fault}")
+
+
 @pytest.mark.parametrize("kind", ["sharded", "pickled"])
 def test_shards_that_are_not_whole(request, kind):
     path = request.getfixturevalue(kind)
@@ -350,6 +359,11 @@ def test_shards_that_are_not_whole(request, kind):
         refused(path, index.name)
     first = sorted(set(card["weight_map"].values()))[0]
     index.write_text(json.dumps({"weight_map": {"a": first}}))
+    shutil.copy(path / first, last)
+    refused(path, index.name, "does not name", "-of-")
+    for file in path.glob("*-of-*"):
+        if file.name != first:
+            file.unlink()
     refused(path, "missing language_model.norm.weight")
 
 

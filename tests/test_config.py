@@ -93,6 +93,10 @@ TOWER = VisionTowerConfig(
         (LanguageConfig(), "stop", (True,), "a list of whole numbers"),
         (VisionConfig(), "temporal", None, "true or false"),
         (VisionConfig(), "width", True, "a whole number"),
+        *(
+            (sizes, "layers", 10**8, "a whole number from 1 to")
+            for sizes in (VisionConfig(), TextConfig(), LanguageConfig())
+        ),
         (TOWER, "tower", 3, "an object of fields"),
         (TOWER, "mean", "abc", "a list of numbers"),
         (TextConfig(), "width", 8.0, "a whole number"),
@@ -126,6 +130,12 @@ TOWER = VisionTowerConfig(
 def test_values_that_do_not_fit_a_field_are_named(config, field, value, use):
     with pytest.raises(ConfigError, match=f"^{field} is .*: use {use}"):
         replace(config, **{field: value})
+
+
+@pytest.mark.parametrize("config, field", [(TOWER, "tower"), (CausalLMConfig({"model_type": "x"}, 8, 8, 8), "model")])
+def test_more_layers_than_any_model_has(config, field):
+    with pytest.raises(ConfigError, match="num_hidden_layers is 100000000: use 10000 at most"):
+        replace(config, **{field: getattr(config, field) | {"num_hidden_layers": 10**8}})
 
 
 def test_whole_numbers_are_numbers_too():

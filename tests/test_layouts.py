@@ -334,6 +334,9 @@ def test_what_no_port_here_can_be(tmp_path, port):
             ("vision_config__model_type", "siglip_vision_model", "siglip"),
             ("vision_config__hidden_act", "swish", "swish"),
             ("vision_config__image_size", [28, 14], "square"),
+            ("vision_config__image_size", [28], "image_size [28]"),
+            ("video_seq_length", "x", "video_seq_length 'x'"),
+            ("text_config__num_hidden_layers", 100_000_000, "layers"),
             ("vision_config__num_attention_heads", 5, "heads"),
             ("vision_config__hidden_size", "24", "config.json"),
             ("vision_config__patch_size", [14, 7], "square patches"),
@@ -443,6 +446,7 @@ def test_what_no_llama_here_can_be(tmp_path):
             ("mlp_bias", True, "mlp_bias"),
             ("quantization_config", {"quant_method": "gptq"}, "full precision"),
             ("head_dim", 16, "head_dim"),
+            ("hidden_size", "64", "hidden_size '64'"),
             ("rope_parameters", yarn, "yarn"),
             ("rope_parameters", LLAMA3 | {"factor": None}, "config.json"),
             ("hidden_act", "gelu", "gelu"),
@@ -601,6 +605,9 @@ def test_what_no_original_here_can_be(tmp_path):
             ("mm_projector_type", "linear", "linear"),
             ("mm_use_im_start_end", True, "mm_use_im_start_end"),
             ("mm_hidden_size", 64, "64"),
+            ("mm_hidden_size", "48", "mm_hidden_size '48'"),
+            ("mm_vision_select_feature", "cls", "mm_vision_select_feature 'cls'"),
+            ("mm_image_tower", "", "mm_image_tower ''"),
             ("model_type", "llava_mpt", "'llava_mpt'"),
             ("mm_image_tower", None, "image_encoder="),
         ]
@@ -686,6 +693,7 @@ def test_a_model_made_here_for_the_port(tmp_path):
         model.tokenizer.bos, *model.tokenizer.encode("red"), size, *model.tokenizer.encode(" left")
     ]  # fmt: skip
     assert tokenizer.pad_token == "<pad>" and tokenizer.eos_token_id == model.tokenizer.eos
+    assert tokenizer.padding_side == "left"
     assert VideoLlavaImageProcessor.from_pretrained(tmp_path / "port").crop_size["height"] == 16
 
 
@@ -720,6 +728,12 @@ def test_what_cannot_be_converted_is_said_before_its_weights_are_read(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text('{"model_type": "qwen2_vl"}')
     refused(lambda folder: convert(folder, tmp_path / "out"), tmp_path / "x", "config.json", "'qwen2_vl'", "converted")
+    LlamaForCausalLM(llama()).save_pretrained(tmp_path / "window")
+    edited(tmp_path / "window", model_type="mistral", sliding_window=8)
+    tiny_vllava(keep_cls_video=True).save_pretrained(tmp_path / "ours")
+    for name, word in (("window", "sliding window"), ("ours", "22 tensors")):
+        (tmp_path / name / "model.safetensors").unlink()
+        refused(lambda folder: convert(folder, tmp_path / "out", "huggingface"), tmp_path / name, word, "--lossy")
 
 
 def test_where_nothing_can_be_written(tmp_path):

@@ -18,7 +18,7 @@ from minivllava.checkpoints import huggingface
 from minivllava.checkpoints.devices import as_dtype
 from minivllava.checkpoints.hub import Source
 from minivllava.checkpoints.layouts import layout_of
-from minivllava.checkpoints.loading import load_language, load_languagebind, load_vllava
+from minivllava.checkpoints.loading import load_language, load_languagebind, load_vllava, vllava_config
 from minivllava.checkpoints.saving import save_model
 from minivllava.checkpoints.storage import gathered, save_shards, write_folder
 from minivllava.checkpoints.weights import Weights
@@ -66,6 +66,12 @@ def convert(
         raise ConfigError(f"{source} holds bound encoders: only a Video-LLaVA or a language model has that layout.")
     if kind != "video-llava" and options:
         raise ConfigError(f"{source} is a {kind} checkpoint: only a whole Video-LLaVA takes {', '.join(options)}.")
+    if layout == "huggingface" and kind == "language":
+        lost = _window(found.card)
+        _refuse_losses("LlamaForCausalLM", lost, lossy)
+    elif layout == "huggingface":  # save_port asks again, but weights take long to read
+        described = {name: value for name, value in options.items() if name not in ("device", "quantize")}
+        _refuse_losses("The port to transformers", losses(vllava_config(source, **described)), lossy)
     numbers = as_dtype(dtype) if dtype else stored_dtype(found)
     if kind == "video-llava":
         model = load_vllava(source, dtype=numbers, **options)
@@ -74,8 +80,6 @@ def convert(
         model, tokenizer = (load_languagebind if kind == "languagebind" else load_language)(source, dtype=numbers)
     try:
         if layout == "huggingface" and kind == "language":
-            lost = _window(found.card)
-            _refuse_losses("LlamaForCausalLM", lost, lossy)
             return replace(save_llama(model, out, tokenizer), lost=lost)
         if layout == "huggingface":
             return save_port(model, out, lossy=lossy)
@@ -234,6 +238,8 @@ def port_tokenizer(tokenizer: Tokenizer, tokens: dict[str, int]):
             tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         )  # fmt: skip
     written.add_tokens([text for text in tokens], special_tokens=True)
+    if tokens:  # the port's: an answer begins right after its prompt, in every row of a batch
+        written.padding_side = written.init_kwargs["padding_side"] = "left"
     if "<pad>" in tokens:
         written.pad_token = "<pad>"
     wrong = [text for text, number in tokens.items() if written.convert_tokens_to_ids(text) != number]

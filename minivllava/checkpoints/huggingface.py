@@ -40,16 +40,17 @@ SPELLINGS = [
 def vision_config(card: dict, where: str | Path, **more) -> VisionConfig:
     """The encoder that a CLIP `vision_config` describes. Raises CheckpointError for what this one cannot be."""
     card = CLIP_VISION | {name: value for name, value in card.items() if value is not None}
-    height, width = card["image_size"] if isinstance(card["image_size"], list) else (card["image_size"],) * 2
-    patch = card["patch_size"]
+    size, patch = card["image_size"], card["patch_size"]
+    sides = size if isinstance(size, list) else [size, size]
     if isinstance(patch, list):
         refuse_unless(len(set(map(str, patch))) == 1, where, f"patch_size {patch}: only square patches are supported")
         patch = patch[0]
-    refuse_unless(height == width, where, f"image_size {card['image_size']}: only square images are supported")
+    square = len(sides) == 2 and sides[0] == sides[1]
+    refuse_unless(square, where, f"image_size {size!r}: only square images are supported")
     refuse_unless(card["num_channels"] == 3, where, f"num_channels {card['num_channels']}: only 3 are supported")
     refuse_unless(card["hidden_act"] in ACTIVATIONS, where, f"hidden_act {card['hidden_act']!r} is unknown here")
     return VisionConfig(
-        image_size=height, patch_size=patch, width=card["hidden_size"], layers=card["num_hidden_layers"],
+        image_size=sides[0], patch_size=patch, width=card["hidden_size"], layers=card["num_hidden_layers"],
         heads=card["num_attention_heads"], mlp_width=card["intermediate_size"], activation=card["hidden_act"],
         norm_eps=card["layer_norm_eps"], **more,
     )  # fmt: skip
@@ -62,7 +63,9 @@ def language_config(card: dict, where: str | Path) -> LanguageConfig:
     heads, context = card["num_attention_heads"], card.get("max_sequence_length") or card["max_position_embeddings"]
     window = card.get("sliding_window")
     _refuse_quantised(card, where)
-    refuse_unless(isinstance(heads, int) and heads > 0, where, f"num_attention_heads {heads!r}: at least 1 is needed")
+    for name in ("hidden_size", "num_attention_heads"):
+        whole = type(card[name]) is int and card[name] > 0
+        refuse_unless(whole, where, f"{name} {card[name]!r}: a whole number of at least 1 is needed")
     refuse_unless(card["hidden_act"] == "silu", where, f"hidden_act {card['hidden_act']!r}: only silu is supported")
     for bias in ("attention_bias", "mlp_bias"):
         refuse_unless(not card.get(bias), where, f"{bias} is set, and only layers without biases are supported")
@@ -133,7 +136,9 @@ def model_config(card: dict, where: str | Path) -> ModelConfig:
     kinds = [section(card, part, where).get("model_type", known) for part, known in _PARTS.items()]
     refuse_unless(kinds == list(_PARTS.values()), where, f"parts {kinds}: only {list(_PARTS.values())} are supported")
     vision = vision_config(section(card, "vision_config", where) or PORT_VISION, where)
-    frames, rest = divmod(card.get("video_seq_length", 2056), vision.grid**2 + 1)
+    tokens = card.get("video_seq_length", 2056)
+    refuse_unless(type(tokens) is int, where, f"video_seq_length {tokens!r}: a whole number is needed")
+    frames, rest = divmod(tokens, vision.grid**2 + 1)
     text = section(card, "text_config", where)
     return ModelConfig(
         image=vision, video=replace(vision, frames=frames if frames and not rest else 8),

@@ -65,28 +65,13 @@ def load_vllava(
     Raises CheckpointError for whatever is wrong with the checkpoint or is too large for the device's memory.
     """
     source = Source.find(path)
-    layout = layout_of(source.card)
-    if (image_encoder or video_encoder) and layout.writer != "original":
-        raise ConfigError(f"{path} brings its encoders: leave image_encoder and video_encoder out.")
-    if layout.writer == "minivllava":
-        config, tokenizer, parts = _ours(source, "video-llava", ModelConfig)
-    elif layout == Layout("video-llava", "original"):
-        original = described(source, lambda: Original(source, image_encoder, video_encoder))
-        config, tokenizer, parts = original.config, _tokenizer(source), original.parts
-    elif layout == Layout("video-llava", "transformers"):
-        config = described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
-        tokenizer, parts = _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
-    else:
-        raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
+    config, tokenizer, parts = _vllava(source, image_encoder, video_encoder)
     if quantize is not None:
         from minivllava.checkpoints.quantize import quantize as round_weights
         from minivllava.checkpoints.quantize import require_rounded_memory, require_torchao
 
         require_torchao(quantize)
-    unknown = set(switches) - set(SWITCHES)
-    if unknown:
-        raise ConfigError(f"There is no option {', '.join(sorted(unknown))}; there are {', '.join(SWITCHES)}.")
-    config = replace(config, **switches)
+    config = _switched(config, switches)
     _check_vocabulary(tokenizer, config.language.vocab_size, source)
     if quantize is not None:  # on the CPU first, so that a device needs memory for the rounded weights alone
         device = usable_device(device)
@@ -100,6 +85,36 @@ def load_vllava(
         check_vectors(model.language_model)  # in float32 that was done when it was taken
     model.freeze_encoders()
     return model
+
+
+def vllava_config(
+    path: str | Path, image_encoder: str | Path | None = None, video_encoder: str | Path | None = None, **switches
+) -> ModelConfig:
+    """The config that `load_vllava` would give a model; no weights are read. Raises CheckpointError."""
+    return _switched(_vllava(Source.find(path), image_encoder, video_encoder)[0], switches)
+
+
+def _vllava(source: Source, image_encoder, video_encoder) -> tuple[ModelConfig, Tokenizer | None, Callable]:
+    """The config, the tokenizer and the parts of a Video-LLaVA in any layout. Raises CheckpointError."""
+    layout = layout_of(source.card)
+    if (image_encoder or video_encoder) and layout.writer != "original":
+        raise ConfigError(f"{source.name} brings its encoders: leave image_encoder and video_encoder out.")
+    if layout.writer == "minivllava":
+        return _ours(source, "video-llava", ModelConfig)
+    if layout == Layout("video-llava", "original"):
+        original = described(source, lambda: Original(source, image_encoder, video_encoder))
+        return original.config, _tokenizer(source), original.parts
+    if layout == Layout("video-llava", "transformers"):
+        config = described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
+        return config, _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
+    raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
+
+
+def _switched(config: ModelConfig, switches: dict) -> ModelConfig:
+    unknown = set(switches) - set(SWITCHES)
+    if unknown:
+        raise ConfigError(f"There is no option {', '.join(sorted(unknown))}; there are {', '.join(SWITCHES)}.")
+    return replace(config, **switches)
 
 
 def load_languagebind(

@@ -132,7 +132,7 @@ class Original:
         for kind, config in encoders.items():
             refuse_unless(
                 config.width == card.get("mm_hidden_size", config.width), where,
-                f"mm_hidden_size {card.get('mm_hidden_size')}, and the {kind} encoder's width is {config.width}",
+                f"mm_hidden_size {card.get('mm_hidden_size')!r}, and the {kind} encoder's width is {config.width}",
             )  # fmt: skip
         projector = card.get("mm_projector_type", "mlp2x_gelu")
         refuse_unless(
@@ -141,13 +141,16 @@ class Original:
         aspect = card.get("image_aspect_ratio")
         known = aspect in (None, "pad", "square")
         refuse_unless(known, where, f"image_aspect_ratio {aspect!r}: only pad and square are supported")
+        feature = card.get("mm_vision_select_feature")
+        known = feature in (None, "patch", "cls_patch")
+        refuse_unless(known, where, f"mm_vision_select_feature {feature!r}: only patch and cls_patch are supported")
         for name in ("mm_use_im_start_end", "mm_use_im_patch_token"):
             refuse_unless(not card.get(name), where, f"{name} is set, and tokens around visuals are not supported")
         self.config = ModelConfig(
             **encoders,
             language=language_config(card, where),
             select_layer=card.get("mm_vision_select_layer", -2),
-            keep_cls_image=card.get("mm_vision_select_feature", "patch") == "cls_patch",
+            keep_cls_image=feature == "cls_patch",
             keep_cls_video=True,  # whatever mm_vision_select_feature says, in the public code since 2024
             template="v1",
             aspect="pad" if aspect == "pad" else "square",
@@ -174,7 +177,8 @@ class Original:
         """What config.json calls a tower."""
         name = self.source.card.get(f"mm_{kind}_tower")
         where = self.source.folder / "config.json"
-        refuse_unless(isinstance(name, str), where, f"mm_{kind}_tower names no encoder: give {kind}_encoder=FOLDER")
+        named = isinstance(name, str) and Path(name).name
+        refuse_unless(named, where, f"mm_{kind}_tower {name!r} names no encoder: give {kind}_encoder=FOLDER")
         return name
 
     def _tower_config(self, kind: str, tower: Source | None) -> VisionConfig:

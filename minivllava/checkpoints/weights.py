@@ -105,7 +105,16 @@ def _shards(index: Path) -> list[Path]:
             raise ValueError("weight_map names no files, or some elsewhere")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of files in its folder: copy it again.") from error
-    return [_present(index.with_name(name), f"{index.name} names it") for name in sorted(names)]
+    files = [_present(index.with_name(name), f"{index.name} names it") for name in sorted(names)]
+    counts = {match[0] for match in (re.search(r"-of-\d+\.\w+$", name) for name in names) if match}
+    stem = index.name.split(".")[0]
+    unnamed = [file for count in counts for file in index.parent.glob(f"{stem}-*{count}") if file.name not in names]
+    if unnamed:
+        raise CheckpointError(
+            f"{index} does not name {min(unnamed).name}, which is a shard of the same weights: it is not the index of "
+            "these files; copy both again."
+        )
+    return files
 
 
 def _present(file: Path, because: str) -> Path:
@@ -124,6 +133,10 @@ def _entries(file: Path, aliases: dict[str, str]) -> list[Entry]:
             )
     if file.suffix == ".bin":
         tensors = _load_bin(file)
+        for name, tensor in tensors.items():
+            if tensor.is_meta or tensor.layout != torch.strided:
+                fault = "holds no numbers (it is on the meta device)" if tensor.is_meta else "is sparse"
+                raise CheckpointError(f"{file}: {name} {fault}; save it again as a dense tensor with its numbers.")
         return [
             Entry(file, name, tuple(t.shape), t.dtype if t.dtype in SAFETENSORS_DTYPES.values() else None)
             for name, t in tensors.items()
