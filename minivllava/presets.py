@@ -3,16 +3,9 @@
 import types
 from dataclasses import replace as with_changes
 
-from minivllava.config import (
-    LanguageConfig,
-    ModelConfig,
-    Preset,
-    TextConfig,
-    TrainingConfig,
-    VisionConfig,
-    WorldConfig,
-)
+from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.errors import check_choice
+from minivllava.run_config import Preset, TrainingConfig, WorldConfig
 
 
 def _tiny() -> Preset:

@@ -37,11 +37,12 @@ from minivllava.ablations.statistics import bootstrap_interval, paired_differenc
 from minivllava.ablations.study import load_study, study_names
 from minivllava.checkpoints.saving import save_model
 from minivllava.cli import app
-from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
+from minivllava.config import ModelConfig
 from minivllava.data.world import sample_scene
 from minivllava.errors import CheckpointError, ConfigError, DataError, DivergedError, MinivllavaError
 from minivllava.models.language import LanguageModel
 from minivllava.overrides import override
+from minivllava.run_config import TrainingConfig, WorldConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = WorldConfig(

@@ -25,8 +25,8 @@ from minivllava.checkpoints.backbones import (
     part_config,
 )
 from minivllava.checkpoints.saving import save_model
-from minivllava.config import ModelConfig, TrainingConfig
-from minivllava.data.dataset import load_records
+from minivllava.config import ModelConfig
+from minivllava.data.records import load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.generate import Sampling, generate
@@ -36,6 +36,7 @@ from minivllava.models.transformers_language import TransformersLanguageModel
 from minivllava.models.transformers_vision import VisionTower
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, to_dict
+from minivllava.run_config import TrainingConfig
 from minivllava.training.lora import lora, lora_recipe
 from minivllava.training.recompute import check_recomputation
 from minivllava.training.stages import stage2

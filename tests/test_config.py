@@ -14,13 +14,10 @@ from minivllava.config import (
     CausalLMConfig,
     LanguageConfig,
     ModelConfig,
-    Preset,
     RopeScaling,
     TextConfig,
-    TrainingConfig,
     VisionConfig,
     VisionTowerConfig,
-    WorldConfig,
 )
 from minivllava.data import conversation
 from minivllava.errors import ConfigError
@@ -29,6 +26,7 @@ from minivllava.models.generate import Sampling
 from minivllava.models.languagebind import LanguageBindConfig
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import PRESETS, preset
+from minivllava.run_config import Preset, TrainingConfig, WorldConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -19,7 +19,8 @@ from minivllava.data.conversation import (
     template,
     visual_kinds,
 )
-from minivllava.data.dataset import ConversationDataset, collate, load_records, records_of
+from minivllava.data.dataset import ConversationDataset, collate
+from minivllava.data.records import load_records, records_of
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError
 from minivllava.models.generate import Sampling

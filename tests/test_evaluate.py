@@ -10,7 +10,8 @@ from tiny import tiny_vllava, write_records
 
 from minivllava.checkpoints.loading import load_vllava
 from minivllava.data.cache import weights_fingerprint
-from minivllava.data.dataset import load_pixels, load_records
+from minivllava.data.dataset import load_pixels
+from minivllava.data.records import load_records
 from minivllava.errors import CheckpointError, ConfigError, DataError
 from minivllava.evaluation.evaluate import (
     VIEWS,

@@ -16,7 +16,7 @@ import minivllava.models.generate as generation
 import minivllava.models.kv_cache as kv_cache
 import minivllava.training.recompute as recompute
 from minivllava.chat import Conversation, chat_batch
-from minivllava.data.dataset import load_records
+from minivllava.data.records import load_records
 from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaError
 from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import DecoderLayer, LanguageModel

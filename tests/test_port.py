@@ -6,7 +6,6 @@ from tiny import tiny_vllava
 from typer.testing import CliRunner
 
 from minivllava.cli import app
-from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
 from minivllava.errors import ConfigError
 from minivllava.evaluation.port import (
@@ -18,6 +17,7 @@ from minivllava.evaluation.port import (
     views,
     without_temporal_attention,
 )
+from minivllava.run_config import WorldConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from minivllava.cli import app, main
 from minivllava.cli.recipe import _duration
 from minivllava.config import ModelConfig
-from minivllava.data.dataset import ConversationDataset, load_records
+from minivllava.data.dataset import ConversationDataset
+from minivllava.data.records import load_records
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.data.write_media import write_image, write_video
 from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError

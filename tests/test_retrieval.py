@@ -13,7 +13,6 @@ from tiny import square, tiny_config, tiny_languagebind, tiny_tokenizer
 
 from minivllava import cli
 from minivllava.checkpoints.saving import save_model
-from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
 from minivllava.data.dataset import load_pixels
 from minivllava.data.write_media import write_image, write_video
@@ -29,6 +28,7 @@ from minivllava.evaluation.retrieval import (
     zero_shot_classify,
 )
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
+from minivllava.run_config import WorldConfig
 
 
 def test_recall_counts_how_many_stand_before_the_own_one():

@@ -34,9 +34,9 @@ from train_worker import run_task
 
 from minivllava.checkpoints.loading import load_language, load_vllava
 from minivllava.checkpoints.saving import save_model
-from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media
-from minivllava.data.dataset import ConversationDataset, load_pixels, load_records, unique_files
+from minivllava.data.dataset import ConversationDataset, load_pixels
+from minivllava.data.records import load_records, unique_files
 from minivllava.data.write_media import write_image
 from minivllava.errors import (
     CheckpointError,
@@ -50,6 +50,7 @@ from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import Loss
 from minivllava.overrides import override
 from minivllava.presets import preset
+from minivllava.run_config import TrainingConfig
 from minivllava.training import align, language, stages
 from minivllava.training.align import align_video, family_batches
 from minivllava.training.language import conversation_task, pretrain_language, train_tokenizer

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minivllava.config import WorldConfig
 from minivllava.data.build import FILES, VERSION, build_world, world_folder
 from minivllava.data.captions import caption
-from minivllava.data.dataset import load_records
 from minivllava.data.dialogue import OFTEN_SEEN, turns
 from minivllava.data.questions import QUESTIONS, describe
+from minivllava.data.records import load_records
 from minivllava.data.render import RGB, coverage, render, render_depth
 from minivllava.data.siblings import sample_family, sibling
 from minivllava.data.text_corpus import LIST_TURNS, LOOK_UPS, description, text_document
@@ -39,6 +38,7 @@ from minivllava.data.world import (
 )
 from minivllava.errors import ConfigError
 from minivllava.presets import preset
+from minivllava.run_config import WorldConfig
 
 TINY = WorldConfig(
     size=32,

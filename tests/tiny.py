@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minivllava.config import LanguageConfig, ModelConfig, TextConfig, TrainingConfig, VisionConfig
+from minivllava.config import LanguageConfig, ModelConfig, TextConfig, VisionConfig
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.data.write_media import write_image, write_video
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.run_config import TrainingConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}
 TEXTS = ["What colour is the square? red green blue white", "Which way does the square move? left right"] * 20

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tiny import tiny_config, tiny_languagebind, tiny_tokenizer, tiny_vllava, training
 
 from minivllava.checkpoints.storage import is_main_process
-from minivllava.data.dataset import load_records
+from minivllava.data.records import load_records
 from minivllava.training import align, stages
 from minivllava.training.loop import train
 

@@ -28,7 +28,7 @@ from minivllava.data import build
 from minivllava.data.build import build_world
 from minivllava.data.cache import VERSION as CACHE_VERSION
 from minivllava.data.cache import cache_media, weights_fingerprint
-from minivllava.data.dataset import load_records, unique_files
+from minivllava.data.records import load_records, unique_files
 from minivllava.errors import ConfigError
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.projector import build_projector

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from minivllava.ablations.settings import Mixture, align_world, train_world
-from minivllava.config import TrainingConfig, WorldConfig
 from minivllava.data.build import build_world
-from minivllava.data.dataset import asked_kind, load_records, records_of
 from minivllava.data.questions import QUESTIONS
+from minivllava.data.records import asked_kind, load_records, records_of
 from minivllava.data.world import COLOURS, generator, sample_scene
+from minivllava.run_config import TrainingConfig, WorldConfig
 
 POPE = ("existence/random", "existence/popular", "existence/adversarial")
 TRIES = 8  # draws of a question before a scene is given up

@@ -7,12 +7,13 @@ import dataclasses
 import math
 from dataclasses import dataclass, replace
 
-from minivllava.config import ModelConfig, TrainingConfig, WorldConfig
+from minivllava.config import ModelConfig
 from minivllava.data import build
 from minivllava.errors import ConfigError, check_choice
 from minivllava.fields import check_range, check_types
 from minivllava.files import json_hash
 from minivllava.presets import preset
+from minivllava.run_config import TrainingConfig, WorldConfig
 
 VERSION = 1  # raise it when a cell's numbers change with the same settings: every cell is then computed again
 

@@ -37,13 +37,14 @@ from minivllava.bench.peers import (
 from minivllava.bench.timing import copy_bandwidth, in_turns, peak_rate, product_rate, ratios
 from minivllava.checkpoints.devices import usable_device
 from minivllava.checkpoints.memory import require_memory
-from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.config import ModelConfig
 from minivllava.errors import ConfigError
 from minivllava.flops import cache_numbers, decoder_weights, prefill_flops, training_flops
 from minivllava.models.kv_cache import release
 from minivllava.models.language import LanguageModel
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.provenance import environment
+from minivllava.run_config import TrainingConfig
 from minivllava.training.loop import freeze_all_but
 from minivllava.training.recompute import recompute_all, recomputing
 

@@ -13,11 +13,11 @@ from minivllava.ablations.plan import grid_costs
 from minivllava.ablations.results import shared_cells
 from minivllava.bench.peers import comparable, compare
 from minivllava.checkpoints.loading import load_vllava, need_tokenizer
-from minivllava.config import WorldConfig
 from minivllava.data.build import build_world
-from minivllava.data.dataset import load_records
+from minivllava.data.records import load_records
 from minivllava.presets import preset
 from minivllava.provenance import environment, peak_memory
+from minivllava.run_config import WorldConfig
 from minivllava.training.stages import stage2
 
 

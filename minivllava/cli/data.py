@@ -22,7 +22,7 @@ def data(
 ):
     """Make the embedded world "Shapes in Motion", or inspect any LLaVA-format file."""
     if inspect is not None:
-        from minivllava.data.dataset import broken_media, check_folder, load_records, unique_files
+        from minivllava.data.records import broken_media, check_folder, load_records, unique_files
 
         check_folder(media)
         records = load_records(inspect, media)

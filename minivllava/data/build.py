@@ -29,13 +29,13 @@ from pathlib import Path
 
 import numpy as np
 
-from minivllava.config import WorldConfig
 from minivllava.data.dialogue import OFTEN_SEEN, turns
 from minivllava.data.questions import Turn, describe
 from minivllava.data.render import render, render_depth
 from minivllava.data.siblings import FAMILY, sample_family
 from minivllava.data.text_corpus import text_document
 from minivllava.data.world import HELD_OUT, Scene, generator, sample_scene
+from minivllava.run_config import WorldConfig
 
 VERSION = 2  # raise it when the world's files change: old folders are then not reused
 FILES = ("text", "align_images", "align_clips", "stage1", "stage2", "validation", "test", "compositional")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minivllava.config import WorldConfig
+from minivllava.run_config import WorldConfig
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "moon")

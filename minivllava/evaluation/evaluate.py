@@ -21,7 +21,8 @@ from minivllava.chat import answer_prompts
 from minivllava.checkpoints.storage import read_card
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.conversation import PLACEHOLDERS, visual_kinds
-from minivllava.data.dataset import asked_kind, load_pixels, load_records
+from minivllava.data.dataset import load_pixels
+from minivllava.data.records import asked_kind, load_records
 from minivllava.errors import ConfigError, DataError, check_choice
 from minivllava.files import write_json
 from minivllava.models.generate import Sampling

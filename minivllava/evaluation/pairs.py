@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from minivllava.config import WorldConfig
 from minivllava.data.captions import at_place, caption
 from minivllava.data.world import (
     COLOURS,
@@ -23,6 +22,7 @@ from minivllava.data.world import (
 from minivllava.errors import DataError, short_reason
 from minivllava.evaluation.predictions import Problems, Row, read_rows
 from minivllava.overrides import from_dict
+from minivllava.run_config import WorldConfig
 
 FOLDERS = {"image": ("images", ".png"), "video": ("videos", ".mp4"), "depth": ("depth", ".png")}
 WORDS = 2  # stream of a scene's generator: neither its pixels nor its questions

@@ -20,7 +20,8 @@ from einops import rearrange
 from torch import Tensor
 
 from minivllava.config import VisionConfig
-from minivllava.data.dataset import load_pixels, load_records, unique_files
+from minivllava.data.dataset import load_pixels
+from minivllava.data.records import load_records, unique_files
 from minivllava.errors import ConfigError, DataError
 from minivllava.evaluation.evaluate import evaluate
 from minivllava.evaluation.metrics import Z

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minivllava.config import ModelConfig, TrainingConfig
+from minivllava.config import ModelConfig
 from minivllava.data.cache import MediaCache, cache_media
-from minivllava.data.dataset import unique_files
+from minivllava.data.records import unique_files
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError
 from minivllava.files import json_hash
 from minivllava.models.languagebind import LanguageBind
 from minivllava.models.vllava import Loss
+from minivllava.run_config import TrainingConfig
 from minivllava.training.loop import Task, freeze_all_but, train
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minivllava.config import TrainingConfig
 from minivllava.data.conversation import IGNORE
 from minivllava.data.dataset import ConversationDataset, collate
 from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.run_config import TrainingConfig
 from minivllava.training.loop import Task, freeze_all_but, shuffled_batches, train
 
 TOKENIZER_TEXTS = 5000  # conversations that the tokenizer is made from

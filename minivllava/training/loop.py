@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minivllava.config import Preset, TrainingConfig
 from minivllava.errors import ConfigError, DivergedError
 from minivllava.models.kv_cache import release
 from minivllava.models.vllava import Loss
+from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.state import LogWindow, State
 
 

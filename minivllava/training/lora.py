@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from minivllava.config import TrainingConfig
 from minivllava.errors import ConfigError
 from minivllava.models.transformers_language import linear_layers
+from minivllava.run_config import TrainingConfig
 
 
 def lora_recipe(config: TrainingConfig) -> TrainingConfig:

@@ -15,13 +15,14 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from minivllava.config import ModelConfig, TrainingConfig, VisionConfig
+from minivllava.config import ModelConfig, VisionConfig
 from minivllava.data.cache import cache_media
-from minivllava.data.dataset import unique_files
+from minivllava.data.records import unique_files
 from minivllava.files import json_hash
 from minivllava.models.layers import EncoderLayer
 from minivllava.models.vision import ImageEncoder, keep_patches
 from minivllava.models.vllava import Loss
+from minivllava.run_config import TrainingConfig
 from minivllava.training.loop import Task, shuffled_batches, train
 
 MASKED = 0.75  # share of the patches that are hidden in training

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from minivllava.checkpoints.backbones import part_config, with_frames
-from minivllava.config import LanguageConfig, ModelConfig, Preset, TrainingConfig, VisionConfig
+from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.flops import decoder_flops, encoder_depth, encoder_flops, projector_flops
 from minivllava.models.vllava import VideoLLaVA
+from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import adapted_layers
 from minivllava.training.recipe import Recipe, cut_after, recipe_preset, stage_records

@@ -15,13 +15,14 @@ import numpy as np
 
 from minivllava.checkpoints.backbones import assemble, load_encoder, load_language_model
 from minivllava.checkpoints.loading import load_vllava
-from minivllava.config import Preset
-from minivllava.data.dataset import check_conversations, load_records, unique_files
+from minivllava.data.dataset import check_conversations
+from minivllava.data.records import load_records, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
 from minivllava.fields import check_range, check_types
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
+from minivllava.run_config import Preset
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
 from minivllava.training.recompute import check_recomputation

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from minivllava.config import TrainingConfig
 from minivllava.errors import ConfigError
 from minivllava.models.compiled_layers import compiled, frozen, learning
 from minivllava.models.language import LanguageModel
 from minivllava.models.transformers_language import TransformersLanguageModel
+from minivllava.run_config import TrainingConfig
 
 # what costs most of a layer's time, by the names that PyTorch dispatches; everything else is elementwise
 PRODUCTS = [

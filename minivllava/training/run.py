@@ -12,15 +12,17 @@ import torch
 from minivllava.checkpoints.loading import load_language, load_languagebind, load_vllava, need_tokenizer
 from minivllava.checkpoints.saving import save_model
 from minivllava.checkpoints.storage import read_card
-from minivllava.config import ModelConfig, Preset, TrainingConfig, check_same_vit
+from minivllava.config import ModelConfig, check_same_vit
 from minivllava.data.build import build_world
 from minivllava.data.cache import weights_fingerprint
-from minivllava.data.dataset import check_conversations, check_folder, check_media, load_records
+from minivllava.data.dataset import check_conversations
+from minivllava.data.records import check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.language import LanguageModel
 from minivllava.models.languagebind import LanguageBind, LanguageBindConfig
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
+from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import check_precision, scheduled

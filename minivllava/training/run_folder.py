@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from minivllava.checkpoints.storage import is_main_process, read_card
-from minivllava.config import ModelConfig, Preset, TrainingConfig
+from minivllava.config import ModelConfig
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.files import write_json
 from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
+from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.state import decisive
 
 UNFINISHED = "-unfinished"  # what the folder of a step's training state ends in

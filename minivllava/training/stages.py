@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minivllava.config import TrainingConfig
 from minivllava.data.cache import cache_media, weights_fingerprint
-from minivllava.data.dataset import ConversationDataset, Load, load_pixels, unique_files
+from minivllava.data.dataset import ConversationDataset, Load, load_pixels
+from minivllava.data.records import unique_files
 from minivllava.errors import DataError
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import to_dict
+from minivllava.run_config import TrainingConfig
 from minivllava.training.language import conversation_task
 from minivllava.training.loop import accelerator_for, freeze_all_but, shuffled_batches, train
 from minivllava.training.lora import lora

@@ -15,9 +15,9 @@ from minivllava.checkpoints.storage import (
     save_tensors,
     write_folder,
 )
-from minivllava.config import TrainingConfig
 from minivllava.errors import CheckpointError
 from minivllava.overrides import to_dict
+from minivllava.run_config import TrainingConfig
 
 # fields that change nothing in the weights that a run comes to
 WITHOUT_EFFECT = ("checkpoint_every", "log_every", "recomputed_layers", "recompute_elementwise")
