@@ -182,10 +182,18 @@ def _choose_readers(file: str) -> tuple[str, ...]:
     if Path(file).suffix.lower() in ANIMATION_SUFFIXES:
         return ("pil",)
     try:
-        with av.open(file, metadata_errors="ignore") as container:
+        with _container(file) as container:
             return ("decord", "pyav") if decord_is_right(container) else ("pyav",)
     except av.FFmpegError:  # decord's older ffmpeg opens nothing more, and complains on stderr
         return ("pyav",)
+
+
+def _container(file: str):
+    """A clip as PyAV opens it. What its metadata say, and in which encoding, is none of our business."""
+    import av
+
+    lenient = int(av.__version__.partition(".")[0]) >= 19  # by itself, and without an option for it
+    return av.open(file) if lenient else av.open(file, metadata_errors="ignore")
 
 
 def _read_decord(file: str, choose: Chooser) -> np.ndarray:
@@ -198,9 +206,7 @@ def _read_decord(file: str, choose: Chooser) -> np.ndarray:
 
 
 def _read_pyav(file: str, choose: Chooser) -> np.ndarray:
-    import av
-
-    with av.open(file, metadata_errors="ignore") as container:
+    with _container(file) as container:
         stream = container.streams.best("video")
         if stream is None:
             raise ValueError("no video stream")
@@ -218,12 +224,11 @@ def _read_pyav(file: str, choose: Chooser) -> np.ndarray:
 
 def _decode_pyav(file: str, wanted: set[int]) -> tuple[list[np.ndarray], int]:
     """The wanted frames, upright, and how many the clip has; no others are kept, which bounds the memory."""
-    import av
     from av.video.reformatter import VideoReformatter
 
     kept, count = [], 0
     convert = VideoReformatter().reformat  # one for all frames: ten times as fast as frame.to_ndarray()
-    with av.open(file, metadata_errors="ignore") as container:
+    with _container(file) as container:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1
         for count, frame in enumerate(container.decode(stream), start=1):
