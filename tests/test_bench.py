@@ -143,7 +143,12 @@ def test_as_many_layers_keep_their_activations_as_fit(monkeypatch, total, fewest
 def test_kernels_are_told_apart_by_their_names():
     names = {"nvjet_tst_128x256": "products", "void cudnn_generated_fort_native_sdpa_sm90_flash": "attention",
              "Memcpy DtoD": "copies", "triton_poi_fused_mul_silu_0": "fused by torch.compile",
-             "multi_tensor_apply_kernel": "optimiser", "elementwise_kernel": "other"}  # fmt: skip
+             "multi_tensor_apply_kernel": "optimiser", "elementwise_kernel": "other",
+             "triton_poi_fused__scaled_dot_product_cudnn_attention_addcmul_cat_copy_2": "fused by torch.compile",
+             "triton_poi_fused_add_cat_mm_mul_permute_slice_t_view_3": "fused by torch.compile",
+             "triton_red_fused__fused_rms_norm_0": "fused by torch.compile",
+             "triton_red_fused__fused_rms_norm_index_put_mm_t_view_1": "products",
+             "triton_red_fused__safe_softmax__to_copy_add_bmm_exp_sub_view_5": "attention"}  # fmt: skip
     assert {name: family(name) for name in names} == names
 
 

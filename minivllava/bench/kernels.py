@@ -7,12 +7,12 @@ import torch
 
 from minivllava.bench.timing import seconds_of
 
-FAMILIES = {  # by the names of kernels; the first that matches counts
-    "attention": r"fmha|flash|sdpa|attention",
+FAMILIES = {  # by the names of kernels, which name all that torch.compile fused; the first that matches counts
+    "fused by torch.compile": r"triton_poi_|triton_(?!.*(_b?mm_|_safe_softmax_))",  # triton_poi_: elementwise alone
+    "attention": r"fmha|flash|sdpa|attention|_bmm_|_safe_softmax_",
     "products": r"gemm|gemv|nvjet|cutlass|splitk|_mm_",
     "optimiser": r"adam|multi_tensor",
     "copies": r"memcpy|memset|copy|CatArray",
-    "fused by torch.compile": r"triton_",
     "other": r"",
 }
 LONGEST = 8  # kernels that are listed by name
