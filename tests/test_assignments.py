@@ -17,7 +17,7 @@ from minivllava.assignments.assign import assign, student_copy
 from minivllava.assignments.grade import Limits, grade
 from minivllava.assignments.notebook import HIDDEN, SOLUTION, parts, read_notebook, source
 from minivllava.assignments.tables import totals, write_tables
-from minivllava.assignments.worker import compiled
+from minivllava.assignments.worker import imported_modules, parsed
 from minivllava.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -492,7 +492,7 @@ def played():
             for part in framework[: last + 1]:
                 before.append(dict(names))
                 if part.cell["cell_type"] == "code" and part.name in needed:
-                    exec(compiled(source(part.cell), f"<{part.name}>"), names)
+                    exec(compile(parsed(source(part.cell)), f"<{part.name}>", "exec"), names)
             done[name] = framework, before
         return done[name]
 
@@ -546,6 +546,11 @@ def test_every_question_has_planted_answers(path):
                 if s.parent.name == path.stem and s.stem.startswith(part.name + "_")
             ]
             assert verdicts.count("wrong") >= 3 and verdicts.count("right") >= 2, f"{path.stem} {part.name}: {verdicts}"
+
+
+def test_cells_with_magics_tell_what_is_imported_before_memory_is_limited():
+    cells = ["%matplotlib inline\nimport numpy as np\nfrom minivllava.chat import chat", "not a program", "x = '\0'"]
+    assert imported_modules(cells) == ["numpy", "minivllava.chat"]
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from minivllava.assignments.guard import (
     stop_clock,
 )
 
+UNREADABLE = (SyntaxError, ValueError, MemoryError, RecursionError)  # what Python raises of cells that are no programs
 WATCHED = ("math", "json", "numpy", "torch", "torch._tensor", "torch.nn.functional", "torch.testing",
            "torch.nn.modules.module", "einops", "minivllava.assignments.checks")  # fmt: skip
 
@@ -123,8 +124,8 @@ class Session:
 
     def _execute(self, step: dict) -> str | None:
         try:
-            code = compiled(step["source"], f"<cell {step['name']}>")
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            code = compile(parsed(step["source"]), f"<cell {step['name']}>", "exec")
+        except UNREADABLE as error:
             return _told(error, step["name"])
         try:
             with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
@@ -146,16 +147,16 @@ class Session:
         return None
 
 
-def compiled(source: str, name: str):
-    """Code of a cell. Lines of shell and magic commands, which only Jupyter knows, are left out."""
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of a cell. Lines of shell and magic commands, which only Jupyter knows, are left out."""
     try:
-        return compile(source, name, "exec")
+        return ast.parse(source)
     except SyntaxError:
         lines = source.split("\n")
         plain = ["" if line.lstrip()[:1] in ("%", "!") else line for line in lines]
         if plain == lines:
             raise
-        return compile("\n".join(plain), name, "exec")
+        return ast.parse("\n".join(plain))
 
 
 def _told(error: BaseException, name: str) -> str:
@@ -181,8 +182,8 @@ def _told(error: BaseException, name: str) -> str:
 def _top_names(source: str) -> set[str]:
     """Functions, classes and variables that a solution binds at its top level."""
     try:
-        tree = ast.parse(source)
-    except SyntaxError:
+        tree = parsed(source)
+    except UNREADABLE:
         return set()
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
@@ -190,12 +191,12 @@ def _top_names(source: str) -> set[str]:
     return names | {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
 
 
-def _imported(sources: list[str]) -> list[str]:
+def imported_modules(sources: list[str]) -> list[str]:
     """Modules that the source's cells import."""
     names: list[str] = []
     for text in sources:
-        with contextlib.suppress(SyntaxError):
-            for node in ast.walk(ast.parse(text)):
+        with contextlib.suppress(*UNREADABLE):
+            for node in ast.walk(parsed(text)):
                 if isinstance(node, ast.Import):
                     names += [alias.name for alias in node.names]
                 elif isinstance(node, ast.ImportFrom) and node.module:
@@ -228,7 +229,7 @@ def main():
 
     trusted = [step["source"] for step in job["steps"] if step["kind"] in ("given", "test")]
     originals = Originals()
-    imports = importable(_imported(trusted), importlib.import_module)
+    imports = importable(imported_modules(trusted), importlib.import_module)
     used = [sys.modules[name] for name in WATCHED if name in sys.modules]
     own = [m for m in imports if m.__name__.startswith("minivllava")]
     for module in (*used, *own):
