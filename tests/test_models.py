@@ -395,8 +395,6 @@ def test_info_nce_by_hand():
     by_row = -scores.log_softmax(1).diagonal().mean()
     by_column = -scores.log_softmax(0).diagonal().mean()
     torch.testing.assert_close(info_nce(visual, text, scale), (by_row + by_column) / 2)
-    capped = info_nce(visual, text, torch.tensor(1000.0).log())
-    torch.testing.assert_close(capped, info_nce(visual, text, torch.tensor(100.0).log()))
     model = tiny_languagebind()
     embedded = model.embed("video", torch.randn(2, 4, 3, 16, 16))
     torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(2))

@@ -85,15 +85,15 @@ class LanguageBind(nn.Module):
 def info_nce(visual: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE of b pairs of unit vectors (b, d): each must find its partner among b, both ways.
 
-    The scale exp(logit_scale) is capped at 100, as in CLIP. Returns the mean of both cross-entropies. With
-    several processes each scores its own b rows against all processes' columns (LanguageBind's
+    Scores are cosines times exp(logit_scale), one over the temperature. Returns the mean of both cross-entropies.
+    With several processes each scores its own b rows against all processes' columns (LanguageBind's
     `gather_with_grad` and `local_loss`), so the mean over processes is the loss of the whole batch.
     """
     all_visual, all_text, first = visual, text, 0
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         all_visual, all_text = (torch.cat(all_gather(x)) for x in (visual, text))
         first = dist.get_rank() * len(visual)
-    scale = logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+    scale = logit_scale.exp()
     partner = torch.arange(first, first + len(visual), device=visual.device)
     to_text = F.cross_entropy(scale * visual @ all_text.T, partner)
     to_visual = F.cross_entropy(scale * text @ all_visual.T, partner)
