@@ -5,6 +5,7 @@ they have. Its `CausalLMConfig` says which model it is, so a Video-LLaVA made wi
 other. backbones.py loads published ones.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -124,7 +125,9 @@ class TransformersLanguageModel(nn.Module):
         if cache is not None:
             cache.positions = positions
             cache.used = max(cache.used, int(positions.max()) + 1)
-            options |= {"past_key_values": cache, "attention_mask": self._masks(cache, embeddings)}
+            newer = "cache" in inspect.signature(self.inner.forward).parameters  # its name before transformers 5.24:
+            options |= {"cache" if newer else "past_key_values": cache}
+            options |= {"attention_mask": self._masks(cache, embeddings)}
         if on_attention is None:
             return self.inner(**options).last_hidden_state
         usual = self.inner.config._attn_implementation
