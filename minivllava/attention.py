@@ -16,11 +16,11 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from minivllava.config import ModelConfig
+from minivllava.config import CLIP_MEAN, CLIP_STD, ModelConfig
 from minivllava.data.conversation import IGNORE, VISUAL
 from minivllava.data.dataset import load_pixels
 from minivllava.data.media import frame_indices, media_kind, read_image, read_video
-from minivllava.data.preprocess import CLIP_MEAN, CLIP_STD, preprocess_image, preprocess_video
+from minivllava.data.preprocess import preprocess_image, preprocess_video
 from minivllava.data.render import coverage
 from minivllava.data.world import Scene, Thing
 from minivllava.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from minivllava.fields import check_range, check_types, fits
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels between 0 and 1, each colour's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")  # what a VisionTowerConfig may hold
-PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models/projector.py says what each is
+PROJECTORS = ("mlp", "linear", "per-modality", "resampler", "pooling")  # models/projector_variants.py says what each is
 TOWER_SIZES = (
     "image_size", "patch_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
 )  # fmt: skip

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 from minivllava.errors import ConfigError
 
-WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object of fields"}
+WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a JSON object"}
 
 
 def check_types(config):

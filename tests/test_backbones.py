@@ -17,10 +17,10 @@ from minivllava.chat import Conversation, answer_prompts
 from minivllava.checkpoints import loading, memory
 from minivllava.checkpoints import quantize as quantization
 from minivllava.checkpoints.backbones import (
-    assemble,
+    assemble_backbones,
+    load_any_language,
     load_causal_lm,
     load_encoder,
-    load_language_model,
     load_tower,
     part_config,
 )
@@ -85,12 +85,12 @@ def test_patterns_are_causal_and_sum_to_one(language):
 
 
 def test_a_llama_becomes_our_decoder_and_others_stay_what_they_are(tmp_path):
-    ours, tokenizer = load_language_model(write_language_model(tmp_path / "llama", "Llama"))
+    ours, tokenizer = load_any_language(write_language_model(tmp_path / "llama", "Llama"))
     theirs, _ = load_causal_lm(tmp_path / "llama")
     ids = torch.randint(3, 320, (1, 7))
     assert isinstance(ours, LanguageModel) and len(tokenizer) <= 320 and ours.config.stop == (2, 7)
     assert torch.allclose(ours.logits(ours(ours.embed(ids))), theirs.logits(theirs(theirs.embed(ids))), atol=1e-4)
-    other, _ = load_language_model(write_language_model(tmp_path / "qwen", "Qwen2"))
+    other, _ = load_any_language(write_language_model(tmp_path / "qwen", "Qwen2"))
     assert isinstance(other, TransformersLanguageModel) and other.config.stop == (2, 7)
 
 
@@ -100,7 +100,7 @@ def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
     folder = write_language_model(tmp_path, "Llama")
     config = LlamaConfig.from_pretrained(folder, attention_bias=True)
     LlamaForCausalLM(config).save_pretrained(folder)
-    language, _ = load_language_model(folder)
+    language, _ = load_any_language(folder)
     assert isinstance(language, TransformersLanguageModel)
 
 
@@ -113,7 +113,7 @@ def test_a_llama_that_our_decoder_cannot_be_stays_what_it_is(tmp_path):
 )
 def test_models_that_would_answer_wrongly_or_not_at_all_are_refused(tmp_path, kind, told):
     with pytest.raises(ConfigError, match=told):
-        load_language_model(write_language_model(tmp_path, kind))
+        load_any_language(write_language_model(tmp_path, kind))
 
 
 def test_windows_that_are_counted_from_the_longest_row_are_refused(tmp_path):
@@ -121,7 +121,7 @@ def test_windows_that_are_counted_from_the_longest_row_are_refused(tmp_path):
     layers = {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]}
     file.write_text(json.dumps(json.loads(file.read_text()) | layers))
     with pytest.raises(ConfigError, match="'gpt_neo' has layers that see only the last tokens"):
-        load_language_model(tmp_path)
+        load_any_language(tmp_path)
 
 
 def test_a_dtype_that_a_language_model_cannot_have(tmp_path):
@@ -132,7 +132,7 @@ def test_a_dtype_that_a_language_model_cannot_have(tmp_path):
 
 
 def test_the_context_is_that_in_which_longrope_is_the_same_for_all_rows(tmp_path):
-    language, _ = load_language_model(write_language_model(tmp_path, "Phi3"))
+    language, _ = load_any_language(write_language_model(tmp_path, "Phi3"))
     assert language.config.context == part_config(tmp_path, "language").context == 32
 
 
@@ -178,7 +178,7 @@ def test_a_llama_that_nobody_can_build_is_refused_by_the_name_of_its_folder(tmp_
     card = json.loads((folder / "config.json").read_text())
     card.pop("rope_parameters") if field == "rope_scaling" else None
     (folder / "config.json").write_text(json.dumps(card | {field: value}))
-    for load in (load_language_model, lambda folder: part_config(folder, "language")):
+    for load in (load_any_language, lambda folder: part_config(folder, "language")):
         with pytest.raises((CheckpointError, ConfigError), match=str(folder)):
             load(folder)
 
@@ -385,10 +385,10 @@ def model(tmp_path_factory) -> VideoLLaVA:
 
 
 def foreign_vllava(folder, kind="GPT2", tower="Siglip") -> VideoLLaVA:
-    language, tokenizer = load_language_model(write_language_model(folder / kind, kind))
+    language, tokenizer = load_any_language(write_language_model(folder / kind, kind))
     encoder = load_encoder(write_tower(folder / tower, tower), "image")
     config = ModelConfig(template="chat", aspect="square")
-    return assemble(config, encoder, load_encoder(folder / tower, "video"), language, tokenizer)
+    return assemble_backbones(config, encoder, load_encoder(folder / tower, "video"), language, tokenizer)
 
 
 def test_a_model_of_such_parts_is_saved_and_loaded_like_any_other(model, tmp_path):
@@ -413,10 +413,10 @@ def test_a_head_that_is_not_the_embedding_it_is_said_to_be_tied_to(tmp_path):
     stored = load_file(folder / "model.safetensors")
     stored["lm_head.weight"] = stored["transformer.wte.weight"] * 2 + 1
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    language, tokenizer = load_language_model(folder)
+    language, tokenizer = load_any_language(folder)
     assert not language.tied and not language.config.model["tie_word_embeddings"]
     encoder = load_encoder(write_tower(tmp_path / "tower"), "image")
-    model = assemble(ModelConfig(template="chat"), encoder, encoder, language, tokenizer)
+    model = assemble_backbones(ModelConfig(template="chat"), encoder, encoder, language, tokenizer)
     model.save_pretrained(tmp_path / "saved")
     again = VideoLLaVA.from_pretrained(tmp_path / "saved")
     ids = torch.tensor([[5, 9, 11]])
@@ -426,12 +426,12 @@ def test_a_head_that_is_not_the_embedding_it_is_said_to_be_tied_to(tmp_path):
 def test_clips_have_as_many_frames_as_the_config_says(model):
     parts = (model.image_encoder, model.video_encoder, model.language_model, model.tokenizer)
     config = replace(model.config, video=replace(model.config.video, frames=4))
-    assert assemble(config, *parts).config.video.frames == 4
-    assert assemble(model.config, *parts).config == model.config
+    assert assemble_backbones(config, *parts).config.video.frames == 4
+    assert assemble_backbones(model.config, *parts).config == model.config
     temporal = tiny_vllava().video_encoder
     config = replace(model.config, video=replace(model.config.video, frames=temporal.config.frames + 1))
     with pytest.raises(ConfigError, match="model.video.frames is .* set the same"):
-        assemble(config, model.image_encoder, temporal, model.language_model, model.tokenizer)
+        assemble_backbones(config, model.image_encoder, temporal, model.language_model, model.tokenizer)
 
 
 def test_it_answers_about_files(model, tmp_path):

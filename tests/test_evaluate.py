@@ -7,17 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_vllava, write_records
+from typer.testing import CliRunner
 
 from minivllava.checkpoints.loading import load_vllava
+from minivllava.cli import app
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import load_pixels
 from minivllava.data.records import load_records
-from minivllava.errors import CheckpointError, ConfigError, DataError
+from minivllava.errors import CheckpointError, ConfigError, DataError, MediaError
 from minivllava.evaluation.evaluate import (
     VIEWS,
     _Visuals,
     accuracy,
     evaluate,
+    evaluate_files,
     evaluate_world,
     known_results,
     majority,
@@ -96,6 +99,36 @@ def test_the_shipped_evaluation_is_of_the_shipped_weights_and_in_the_readme():
         for row in rows:
             if row["type"] == "all":
                 assert f"| {row['n']} | **{100 * row['model']:.1f}** |" in readme
+
+
+def test_what_the_port_lost_is_of_the_shipped_weights_and_in_the_readme():
+    root = Path(__file__).parents[1]
+    known = json.loads((root / "data/results/port.json").read_text())
+    assert known["of"]["weights"] == weights_fingerprint(load_vllava(root / "data/pretrained/tiny"))
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for row in known["rows"][:2]:
+        with_it, without, lost = (f"{100 * row[name]:.1f}" for name in ("temporal attention", "without it", "lost"))
+        assert f"| {row['n']} | {with_it} % | {without} % | {lost} points" in readme
+
+
+def test_your_own_records_are_scored_beside_the_baselines(model, tmp_path):
+    file = write_records(tmp_path)
+    results, skipped = evaluate_files(model, [file], tmp_path, tmp_path / "out.json", max_new_tokens=2)
+    assert not skipped and json.loads((tmp_path / "out.json").read_text())["tables"] == results["tables"]
+    rows = {row["kind"]: row for row in results["tables"]["records.json"] if row["type"] == "all"}
+    assert {kind: row["n"] for kind, row in rows.items()} == {"image": 4, "video": 4, "text": 1}
+    assert rows["video"]["majority"] == 0.5 and rows["image"]["shuffled frames"] is None
+
+    (tmp_path / "red.png").write_bytes(b"no image")
+    with pytest.raises(MediaError, match="red.png"):
+        evaluate_files(model, [file], tmp_path)
+    assert evaluate_files(model, [file], tmp_path, max_new_tokens=1, skip_broken=True)[1] == [str(tmp_path / "red.png")]
+
+
+def test_options_of_evaluate_that_do_not_go_together(tmp_path):
+    for wrong in (["--media", "x"], ["--skip-broken"], ["--data", "a.json", "--figure", "a.png"], ["--limit", "3"]):
+        result = CliRunner().invoke(app, ["evaluate", str(tmp_path), *wrong])
+        assert isinstance(result.exception, ConfigError), wrong
 
 
 def test_batches_give_the_answers_of_single_questions(model, records):

@@ -133,7 +133,7 @@ def test_decord_is_required_only_where_it_has_a_wheel() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    optional = [requirement for extra in ("gpu", "quantize", "stats", "eval") for requirement in EXTRAS[extra]]
+    optional = [requirement for extra in ("published", "quantize", "eval") for requirement in EXTRAS[extra]]
     assert imported_packages("minivllava") <= named(CORE + optional)
     assert imported_packages("tests") <= named(CORE + EXTRAS["test"])
 

@@ -60,7 +60,7 @@ def scaled_steps(recipe: TrainingConfig, mixture: Mixture, world: WorldConfig) -
 
 
 def pope_records(world: WorldConfig) -> list[dict]:
-    """Existence questions about every test image in POPE's three ways, where the scene allows each."""
+    """Existence questions about every test image in POPE's three settings, where the scene allows each."""
     records = []
     for index in range(world.test):
         scene = sample_scene(world.seed, "test", index)

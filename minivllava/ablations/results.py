@@ -21,7 +21,7 @@ from minivllava.errors import DataError
 from minivllava.files import replacing, write_json, write_text
 from minivllava.provenance import environment
 
-POPE_WAYS = tuple(name.rpartition("/")[2] for name in POPE)
+POPE_SETTINGS = tuple(name.rpartition("/")[2] for name in POPE)
 
 
 def summarise(
@@ -217,14 +217,14 @@ def page(results: dict) -> str:
 
 
 def _pope_rows(results: dict) -> list[str]:
-    """POPE's three figures for each way to choose what is absent, the mean over seeds."""
-    lines = ["POPE by the way of choosing what is absent: accuracy, F1, yes-ratio; means over seeds.", ""]
-    lines += [f"| arm | {' | '.join(POPE_WAYS)} |", "|---" * (1 + len(POPE_WAYS)) + "|"]
+    """POPE's three figures for each of its settings, the mean over seeds."""
+    lines = ["POPE by its settings: accuracy, F1, yes-ratio; means over seeds.", ""]
+    lines += [f"| arm | {' | '.join(POPE_SETTINGS)} |", "|---" * (1 + len(POPE_SETTINGS)) + "|"]
     for arm in results["arms"]:
         its = [cell["metrics"] for cell in results["cells"] if cell["arm"] == arm["name"]]
         told = []
-        for way in POPE_WAYS:
-            values = [[scores.get(f"pope/{way}{tail}") for scores in its] for tail in ("", "/f1", "/yes")]
+        for setting in POPE_SETTINGS:
+            values = [[scores.get(f"pope/{setting}{tail}") for scores in its] for tail in ("", "/f1", "/yes")]
             told.append("" if None in sum(values, []) else ", ".join(f"{fmean(of):.1f}" for of in values))
         lines.append(f"| {in_table(arm['label'])} | {' | '.join(told)} |")
     return lines

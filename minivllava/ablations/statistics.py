@@ -9,18 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minivllava.errors import ConfigError, DataError
+from minivllava.errors import DataError
 
 LEVEL = 0.95
-INSTALL = "pip install -c .ci/constraints.txt scipy"
-
-
-def require_scipy():
-    """Raises ConfigError if scipy is not installed, before a study spends hours on what it cannot judge."""
-    try:
-        import scipy.stats  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"The ablations need scipy, which is not installed: {INSTALL}.") from error
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:

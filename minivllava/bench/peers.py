@@ -189,8 +189,8 @@ def answers(contestants: dict[str, tuple], rounds: int, tokens: int) -> list[dic
     ]
 
 
-def difference(contestants: dict, x: Inputs, tokens: int = 8) -> dict:
+def difference(contestants: dict, x: Inputs) -> dict:
     """How far apart both are: the largest difference of a logit, and whether the greedy tokens are the same."""
     ours, theirs = contestants[OURS], contestants[THEIRS]
     gap = (ours.logits(x).float() - theirs.logits(x).float()).abs().max().item()
-    return {"logits": gap, "same tokens": torch.equal(ours.answer(x, tokens), theirs.answer(x, tokens))}
+    return {"logits": gap, "same tokens": torch.equal(ours.answer(x, 8), theirs.answer(x, 8))}

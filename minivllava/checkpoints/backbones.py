@@ -45,7 +45,7 @@ NOTES = (
 TEXT_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 
 
-def load_language_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
+def load_any_language(path: str | Path) -> tuple[nn.Module, Tokenizer]:
     """(language model, tokenizer) of a folder or hub id: a LLaMA (SmolLM2, Vicuna, Llama 3) becomes our decoder; one
     that our decoder cannot be (biases, another width of heads or scaling of positions) and any other causal language
     model of `transformers` stays what it is, behind our decoder's interface.
@@ -186,7 +186,9 @@ def with_frames(video: VisionConfig | VisionTowerConfig, frames: int) -> VisionC
     return replace(video, frames=frames)
 
 
-def assemble(config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer) -> VideoLLaVA:
+def assemble_backbones(
+    config: ModelConfig, image: nn.Module, video: nn.Module, language: nn.Module, tokenizer
+) -> VideoLLaVA:
     """A Video-LLaVA of these encoders and this language model; its projector is new (seed 0).
 
     Sizes are the parts' own; the rest, such as the frames of a clip, is the config's. Raises ConfigError when the parts

@@ -50,10 +50,8 @@ def ablate(
     from minivllava.ablations.run_study import compute, prepare, publish
     from minivllava.ablations.runner import stand_alone
     from minivllava.ablations.settings import base_settings
-    from minivllava.ablations.statistics import require_scipy
     from minivllava.overrides import override
 
-    require_scipy()
     rank, _ = stand_alone()
     studies = [load_study(name) for name in (study_names() if names == ["all"] else names)]
     settings = override(base_settings(preset), *change)

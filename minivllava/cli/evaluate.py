@@ -12,7 +12,7 @@ from minivllava.cli.score import JudgeModel, JudgeUrl, Workers, beside, judged_b
 from minivllava.errors import ConfigError
 from minivllava.evaluation.benchmarks import BENCHMARKS
 
-BENCHMARK = "A real benchmark"
+BENCHMARK, OWN = "A real benchmark", "Your own records"
 
 
 @app.command()
@@ -26,6 +26,15 @@ def evaluate(
     change: Changes = [],  # noqa: B006
     figure: Annotated[
         Path | None, typer.Option(help="A PNG to draw: held-out files with the model's answers, and accuracies.")
+    ] = None,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Instead, your own LLaVA-format JSON: the last question of each record. May be repeated.",
+                     rich_help_panel=OWN),
+    ] = [],  # noqa: B006
+    media: Annotated[
+        Path | None,
+        typer.Option(help="The folder that its paths start from; by default the JSON's.", rich_help_panel=OWN),
     ] = None,
     benchmark: Annotated[
         str | None, typer.Option(help=f"Instead, a real one: {', '.join(BENCHMARKS)}.", rich_help_panel=BENCHMARK)
@@ -41,7 +50,8 @@ def evaluate(
         float, typer.Option(min=0, help="0 takes the likeliest token each time.", rich_help_panel=BENCHMARK)
     ] = 0.0,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="By default the original script's.", rich_help_panel=BENCHMARK)
+        int | None,
+        typer.Option(min=1, help="By default the original script's; with --data 64.", rich_help_panel=BENCHMARK),
     ] = None,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.", rich_help_panel=BENCHMARK)] = 0,
     skip_broken: Annotated[
@@ -57,17 +67,24 @@ def evaluate(
 ):  # fmt: skip
     """Score a model on the held-out questions, beside the baselines: a table, and JSON.
 
+    With --data: on your own records, by exact match.
+
     With --benchmark and --root: on a real benchmark. Answers are written as they come; the same command continues a
     run that was stopped, and under `torchrun --nproc_per_node N -m minivllava.cli evaluate ...` (or `accelerate
     launch`) N processes share the questions.
     """
     if (benchmark is None) != (root is None):
         raise ConfigError("--benchmark and --root belong together: name a benchmark and the folder of its files.")
-    if benchmark is None and (judge or limit or max_new_tokens or skip_broken or temperature):
+    if benchmark is None and (judge or limit or temperature):
         raise ConfigError(
-            "--judge, --limit, --temperature, --max-new-tokens and --skip-broken go with --benchmark: the world's "
-            "questions are answered greedily, all of them."
+            "--judge, --limit and --temperature go with --benchmark: other questions are all answered, greedily."
         )
+    if not (benchmark or data) and (max_new_tokens or skip_broken):
+        raise ConfigError("--max-new-tokens and --skip-broken go with --benchmark and --data: leave them out.")
+    if media and not data:
+        raise ConfigError("--media is for your own records: name their JSON with --data.")
+    if data and (benchmark or figure or change):
+        raise ConfigError("--data has no benchmark, figure or preset: leave out --benchmark, --figure and --set.")
     if figure is not None and (benchmark or figure.suffix.lower() != ".png"):
         raise ConfigError(f"--figure {figure}: name a file ending in .png; a --benchmark has no figure.")
     from minivllava.evaluation.benchmark_run import model_name, run_benchmark
@@ -86,14 +103,19 @@ def evaluate(
             _print_run(chosen.title, results, out)
         return
     from minivllava.data.build import build_world, evaluation_only
-    from minivllava.evaluation.evaluate import evaluate_world
+    from minivllava.evaluation.evaluate import evaluate_files, evaluate_world
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
     model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once
-    world = build_world(evaluation_only(override(named_preset(preset), *change).world))
-    out = out or RUNS / "evaluations" / f"{model_name(checkpoint)}.json"
-    results = evaluate_world(model, world, out)
+    out = out or RUNS / "evaluations" / f"{model_name(checkpoint)}{'-' + data[0].stem if data else ''}.json"
+    if data:
+        results, skipped = evaluate_files(model, data, media or data[0].parent, out, max_new_tokens or 64, skip_broken)
+        if skipped:
+            print(f"Left out {len(skipped)} broken file(s): {', '.join(skipped)}")
+    else:
+        world = build_world(evaluation_only(override(named_preset(preset), *change).world))
+        results = evaluate_world(model, world, out)
     print_results(results)
     print(f"All answers: {out}")
     if figure is not None:

@@ -77,8 +77,8 @@ def train(
             raise DataError("--data needs --init CHECKPOINT, e.g. --init data/pretrained/tiny.")
         _finetune(init, data, media, recipe.stage2, epochs, folder, skip_broken, device)
         return
-    if preset == "smol":
-        raise ConfigError("The preset smol is for real data: minivllava recipe smol --root FOLDER.")
+    if preset in ("smol", "paper"):
+        raise ConfigError(f"The preset {preset} is for real data: minivllava recipe {preset} --root FOLDER.")
     from minivllava.training.run import train_video_llava
 
     train_video_llava(recipe, folder, None if from_scratch else init or PARTS, more_text, device=device)

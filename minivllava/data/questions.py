@@ -2,7 +2,7 @@
 
 Every answer follows from the scene, and no question contains its own: a thing whose colour is asked for is
 called by its shape, its size, its place or what it does. Answers are lower case, without a full stop.
-Existence questions come in POPE's three ways, taken from objects to (colour, shape) pairs.
+Existence questions come in POPE's three settings, taken from objects to (colour, shape) pairs.
 """
 
 from collections.abc import Callable
@@ -170,7 +170,7 @@ def _ask_relation(scene: Scene, rng: np.random.Generator, focus: Thing | None) -
 
 
 def _ask_existence(negatives: str) -> Callable[..., Turn | None]:
-    """Is there such a pair: half yes, half no, and the absent pair found in one of POPE's three ways.
+    """Is there such a pair: half yes, half no, and the absent pair found in one of POPE's three settings.
 
     Yes and no ask for the same kinds of pairs, or the words alone would give the answer away: popular pairs
     only where one is present, and with `focus` only pairs from HELD_OUT.

@@ -22,7 +22,7 @@ from minivllava.checkpoints.storage import read_card
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.conversation import PLACEHOLDERS, visual_kinds
 from minivllava.data.dataset import load_pixels
-from minivllava.data.records import asked_kind, load_records
+from minivllava.data.records import asked_kind, check_folder, check_media, load_records
 from minivllava.errors import ConfigError, DataError, check_choice
 from minivllava.files import write_json
 from minivllava.models.generate import Sampling
@@ -122,12 +122,12 @@ def normalised(answer: str) -> str:
 
 
 def majority(records, training) -> list[dict]:
-    """Predictions of the commonest training answer to each (kind, type) of question."""
+    """Predictions of the commonest training answer to each (kind, type) of question; without types, to each kind."""
     commonest: dict[tuple, Counter] = defaultdict(Counter)
     for row in training:
         kind = asked_kind(row["images"], row["videos"])
         answers = [turn["value"] for turn in row["conversations"][1::2]]
-        for name, answer in zip(row["types"], answers, strict=False):
+        for name, answer in zip(row["types"] or ["question"] * len(answers), answers, strict=False):
             commonest[kind, name][normalised(answer)] += 1
     predictions = []
     for row in records:
@@ -162,6 +162,14 @@ def table(views: dict[str, Sequence[dict]]) -> list[dict]:
     return rows
 
 
+def all_views(model: VideoLLaVA, records, training, max_new_tokens: int = 16) -> dict[str, list[dict]]:
+    """Predictions of every view of some records, and of the majority answer in `training`, by name."""
+    clips = records.filter(lambda row: bool(row["videos"]))
+    asked = {"model": records, "shuffled frames": clips, "single frame": clips, "blind": records}
+    views = {view: evaluate(model, some, view, max_new_tokens=max_new_tokens) for view, some in asked.items()}
+    return views | {"majority": majority(records, training)}
+
+
 def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None = None) -> dict:
     """All views of the test split and of the compositional one.
 
@@ -172,19 +180,31 @@ def evaluate_world(model: VideoLLaVA, world: str | Path, out: str | Path | None 
     training = load_records(world / "stage2.json")
     predictions = {}
     for split in ("test", "compositional"):
-        if not json.loads((world / f"{split}.json").read_text(encoding="utf-8")):
-            continue
-        records = load_records(world / f"{split}.json")
-        clips = records.filter(lambda row: bool(row["videos"]))
-        asked = {"model": records, "shuffled frames": clips, "single frame": clips, "blind": records}
-        predictions[split] = {view: evaluate(model, some, view) for view, some in asked.items()}
-        predictions[split]["majority"] = majority(records, training)
-    results = {
-        "tables": {split: table(views) for split, views in predictions.items()},
-        "predictions": predictions,
-        "of": _subject(model, world),
-        "made_with": environment(),
-    }
+        if json.loads((world / f"{split}.json").read_text(encoding="utf-8")):
+            predictions[split] = all_views(model, load_records(world / f"{split}.json"), training)
+    return _written(predictions, _subject(model, world), out)
+
+
+def evaluate_files(
+    model: VideoLLaVA, files: Sequence[str | Path], media: str | Path, out: str | Path | None = None,
+    max_new_tokens: int = 64, skip_broken: bool = False,
+) -> tuple[dict, list[str]]:  # fmt: skip
+    """All views of your own records in LLaVA's format: of each, its last question. Returns results as those of
+    `evaluate_world`, and the files left out. The majority answer is the commonest among these records themselves.
+
+    Raises MediaError for broken media, unless `skip_broken`, before anything is asked; DataError as `evaluate`.
+    """
+    check_folder(media)
+    records, skipped = check_media(load_records(files, media), skip_broken)
+    names = [Path(file).name for file in files]
+    predictions = {", ".join(names): all_views(model, records, records, max_new_tokens)}
+    return _written(predictions, {"weights": weights_fingerprint(model), "data": names}, out), skipped
+
+
+def _written(predictions: dict[str, dict], subject: dict, out: str | Path | None) -> dict:
+    """Results of predictions by split and view."""
+    tables = {split: table(views) for split, views in predictions.items()}
+    results = {"tables": tables, "predictions": predictions, "of": subject, "made_with": environment()}
     if out is not None:
         write_json(out, results)
     return results

@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minivllava.config import VisionConfig
+from minivllava.data.cache import weights_fingerprint
 from minivllava.data.dataset import load_pixels
 from minivllava.data.records import load_records, unique_files
 from minivllava.errors import ConfigError, DataError
@@ -69,7 +70,7 @@ def port_study(
     """Both tests. world: a folder that `build_world` made; limit: at most this many questions about its test clips,
     half of them such that only the order of frames tells; clips: how many to put in another order.
 
-    Returns `rows` (by type of question), `permutation` (by clip), `questions`, `made_with`.
+    Returns `rows` (by type of question), `permutation` (by clip), `questions`, `of` (the weights' hash), `made_with`.
     """
     records = load_records(Path(world) / "test.json")
     records = records.select([i for i, videos in enumerate(records["videos"]) if videos])
@@ -85,6 +86,7 @@ def port_study(
         "rows": rows(predictions),
         "permutation": [permutation_test(models, file) for file in files],
         "questions": predictions,
+        "of": {"weights": weights_fingerprint(model)},
         "made_with": environment(),
     }
 

@@ -55,7 +55,7 @@ def scored_pairs(images: Sequence[np.ndarray], captions: Sequence[str], similari
     return page.figure
 
 
-def similarity_matrices(matrices: dict[str, np.ndarray], rows: str = "clip", columns: str = "caption"):
+def similarity_matrices(matrices: dict[str, np.ndarray]):
     """Similarities of all rows with all columns on one scale; true pairs lie on the diagonal.
 
     matrices: title -> cosines (b, b).
@@ -68,9 +68,9 @@ def similarity_matrices(matrices: dict[str, np.ndarray], rows: str = "clip", col
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        name_axes(axes, ink, title, columns + "s")
+        name_axes(axes, ink, title, "captions")
         if number == 0:
-            axes.set_ylabel(rows + "s", color=ink.muted, fontsize=10)
+            axes.set_ylabel("clips", color=ink.muted, fontsize=10)
     quiet_bar(figure.colorbar(shown, ax=list(panels), fraction=0.03, pad=0.015), ink, "cosine")
     return figure
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from minivllava.config import LanguageConfig
@@ -17,9 +18,8 @@ class LayerCache(NamedTuple):
 
     keys: Tensor  # (b, k, used, e), of the positions that attention reads
     values: Tensor
-    places: (
-        slice | tuple[Tensor, Tensor]
-    )  # where new positions go: the same in all rows, or rows (b, 1) and places (b, s)
+    # where new positions go: the same in all rows, or rows (b, 1) and places (b, s)
+    places: slice | tuple[Tensor, Tensor]
     mask: Tensor | None  # added to scores, 0 or -inf, (b, 1, s, used); None: nothing is masked by it
     causal: bool  # whether each new position sees itself and the earlier ones only; without it and without a mask, all
 
@@ -30,7 +30,7 @@ class LayerCache(NamedTuple):
                 stored[:, :, self.places] = new
             else:
                 rows, positions = self.places  # for `scatter_`, torch.compile would copy the whole cache and back
-                stored[rows, :, positions] = new.transpose(1, 2)
+                stored[rows, :, positions] = rearrange(new, "b k s e -> b s k e")
         return self.keys, self.values
 
 

@@ -107,7 +107,7 @@ class TemporalPart(nn.Module):
         """Each position attends over the t frames; residual. ((b t), n, d) -> the same."""
         positions = x.shape[1]
         x = rearrange(x, "(b t) n d -> (b n) t d", t=frames)
-        if frames > 1:
+        if frames > 1:  # as in the original, an image has none
             x = x + self.interpolated_embedding(frames)
         x = x + self.temporal_attention(self.temporal_norm(x))
         return rearrange(x, "(b n) t d -> (b t) n d", n=positions)
@@ -122,11 +122,14 @@ class TemporalPart(nn.Module):
 
 
 class VideoEncoderLayer(EncoderLayer, TemporalPart):
-    """`over_time` is temporal attention, for every position; calling the layer is its spatial half, frame by frame."""
+    """Temporal attention at every position, then the image layer on every frame. ((b t), n, d) -> the same."""
 
     def __init__(self, config: VisionConfig):
         super().__init__(config)
         self.build_temporal(config, config.norm_eps)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return super().forward(self.over_time(x, frames))
 
 
 class VideoEncoder(ImageEncoder):
@@ -143,9 +146,7 @@ class VideoEncoder(ImageEncoder):
         x = self.embed(rearrange(pixels, "b t c h w -> (b t) c h w"), frames)
         hidden = [x]
         for layer in self.layers[:layers]:
-            if self.config.temporal:
-                x = layer.over_time(x, frames)
-            x = layer(x)
+            x = layer(x, frames) if self.config.temporal else layer(x)
             hidden.append(x)
         hidden = [rearrange(x, "(b t) n d -> b t n d", b=clips) for x in hidden]
         # pooled: the CLS of each frame, after post_norm, averaged over frames

@@ -121,7 +121,7 @@ def _with_parts(base: Preset, recipe: Recipe) -> tuple[Preset, list[str]]:
         here = {kind: name for kind, name in here.items() if kind == "language"}
     sizes = {kind: part_config(name, kind) for kind, name in here.items()}
     if "video" in sizes:
-        sizes["video"] = with_frames(sizes["video"], base.model.video.frames)  # as `assemble` does
+        sizes["video"] = with_frames(sizes["video"], base.model.video.frames)  # as `assemble_backbones` does
     model = replace(base.model, **sizes)
     return replace(base, model=model), list(dict.fromkeys(name for kind, name in parts.items() if kind not in here))
 

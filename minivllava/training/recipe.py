@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minivllava.checkpoints.backbones import assemble, load_encoder, load_language_model
+from minivllava.checkpoints.backbones import assemble_backbones, load_any_language, load_encoder
 from minivllava.checkpoints.loading import load_vllava
 from minivllava.data.dataset import check_conversations
 from minivllava.data.records import load_records, unique_files
@@ -155,6 +155,6 @@ def cut_after(recipe: Recipe, model: VideoLLaVA) -> int:
 
 
 def _parts(recipe: Recipe, base: Preset) -> VideoLLaVA:
-    language, tokenizer = load_language_model(recipe.language_model)
+    language, tokenizer = load_any_language(recipe.language_model)
     image, video = (load_encoder(getattr(recipe, f"{kind}_encoder"), kind) for kind in ("image", "video"))
-    return assemble(base.model, image, video, language, tokenizer)
+    return assemble_backbones(base.model, image, video, language, tokenizer)

@@ -42,25 +42,27 @@ def train_video_llava(
     language model to train further, ConfigError when a part's sizes are not the preset's, and for a recipe that no
     run can have.
     """
-    language, bound = _part(parts, "language"), _part(parts, "languagebind")
-    if parts is not None and not (language or bound):
+    language_part, bound_part = _part(parts, "language"), _part(parts, "languagebind")
+    if parts is not None and not (language_part or bound_part):
         raise CheckpointError(f"{parts} holds neither languagebind/ nor language/: name a folder of pretrained parts.")
-    if more_text and not language:
+    if more_text and not language_part:
         raise CheckpointError(f"{parts} holds no language/ to train further: name parts that have one.")
-    _check_sizes(preset.model, bound[0] if bound else None, language[0] if language else None)
-    if not bound:  # said before hours of training
+    _check_sizes(preset.model, bound_part and bound_part[0], language_part and language_part[0])
+    if not bound_part:  # said before hours of training
         check_same_vit(preset.model.image, preset.model.video)
-    stages = ["language"] if more_text or not language else []
-    stages += [] if bound else ["align_image", "align_video"]
+    stages = ["language"] if more_text or not language_part else []
+    stages += [] if bound_part else ["align_image", "align_video"]
     check_precision(preset, [*stages, "stage1", "stage2"])
     world = build_world(preset.world)
-    weights = [weights_fingerprint(part[0]) for part in (language, bound) if part]
+    weights = [weights_fingerprint(part[0]) for part in (language_part, bound_part) if part]
     start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
     run = Run(folder, {"preset": to_dict(preset), "start": start, "weights": weights})
-    if more_text or not language:
-        language = load_language(_train_language(preset, world, run, language, device, progress))
-    language, tokenizer = language
-    bound, _ = bound or load_languagebind(_train_languagebind(preset, tokenizer, world, run, device, progress))
+    if more_text or not language_part:
+        language_part = load_language(_train_language(preset, world, run, language_part, device, progress))
+    language, tokenizer = language_part
+    if not bound_part:
+        bound_part = load_languagebind(_train_languagebind(preset, tokenizer, world, run, device, progress))
+    bound, _ = bound_part
     config = replace(preset.model, text=bound.config.text, language=language.config)
     model = assemble(config, bound, language, tokenizer)
     joint = partial(stage2, images_first=preset.images_first)
@@ -205,6 +207,6 @@ def _check_sizes(config: ModelConfig, bound: LanguageBind | None, language: Lang
             values = ((f.name, getattr(part, f.name), getattr(wanted, f.name, None)) for f in fields(part))
             unlike = "; ".join(f"{field} {is_!r}, not {should!r}" for field, is_, should in values if is_ != should)
             raise ConfigError(
-                f"The {name} encoder or model that is there is not the preset's ({unlike}): choose the preset that the "
+                f"The pretrained {name} part has other sizes than the preset ({unlike}): choose the preset that the "
                 "parts were made with, parts of this preset (--init), or --from-scratch, which makes them."
             )
