@@ -24,7 +24,6 @@ from minivllava.data.tokenizer import Tokenizer
 from minivllava.errors import ConfigError
 from minivllava.files import json_hash
 from minivllava.models.languagebind import LanguageBind
-from minivllava.models.vllava import Loss
 from minivllava.run_config import TrainingConfig
 from minivllava.training.loop import Task, freeze_all_but, train
 
@@ -112,9 +111,8 @@ def contrastive_task(
         pixels = torch.stack([cache[files[i]] for i in indices]).float()
         return Pairs(pixels, ids[indices, : lengths[indices].max()])
 
-    def loss(model: nn.Module, batch: Pairs) -> Loss:
-        pairs = len(batch.ids)
-        return Loss(model(modality, batch.pixels, batch.ids) * pairs, torch.tensor(pairs))
+    def loss(model: nn.Module, batch: Pairs) -> Tensor:
+        return model(modality, batch.pixels, batch.ids) * len(batch.ids)
 
     return Task(
         sampler=family_batches(families, training.batch_size, training.seed),

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minivllava.data.conversation import IGNORE
 from minivllava.data.dataset import ConversationDataset, collate
@@ -35,8 +35,8 @@ def conversation_task(dataset: ConversationDataset, config: TrainingConfig, deco
     """
     read = ThreadPoolExecutor().map if decodes else map
 
-    def loss(model: nn.Module, batch):
-        return model(batch.input_ids, batch.visuals, batch.labels)
+    def loss(model: nn.Module, batch) -> Tensor:
+        return model(batch.input_ids, batch.visuals, batch.labels).total
 
     return Task(
         sampler=shuffled_batches(len(dataset), config.batch_size, config.seed),

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from minivllava.errors import ConfigError, DivergedError
 from minivllava.models.kv_cache import release
-from minivllava.models.vllava import Loss
 from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.state import LogWindow, State
 
@@ -35,7 +34,7 @@ class Task:
     sampler: Callable[[int], np.ndarray]  # step -> indices of that step's samples
     collate: Callable[[Sequence[int]], Any]  # indices -> a batch with `.to(device)`
     count: Callable[[Any], int]  # learned tokens (or pairs) of a batch
-    loss: Callable[[nn.Module, Any], Loss]
+    loss: Callable[[nn.Module, Any], Tensor]  # of a batch, summed over what `count` counts
     lengths: np.ndarray | None = None  # of each sample; accumulation steps are cut along them to pad less
     ahead: bool = False  # whether the next step's batches are collated while this one is computed, also on a CPU
     data: str = ""  # a hash of the samples and their order: a state of training on others is refused
@@ -213,7 +212,7 @@ def _accumulate(accelerator, model: nn.Module, task: Task, micro_batches: list, 
     for number, batch in enumerate(micro_batches):
         last = number == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-            loss = task.loss(model, batch.to(accelerator.device)).total
+            loss = task.loss(model, batch.to(accelerator.device))
             # gradients are averaged over processes; the sum is wanted
             accelerator.backward(loss / learned * accelerator.num_processes)
         total += loss.detach()

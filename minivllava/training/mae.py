@@ -21,7 +21,6 @@ from minivllava.data.records import unique_files
 from minivllava.files import json_hash
 from minivllava.models.layers import EncoderLayer
 from minivllava.models.vision import ImageEncoder, keep_patches
-from minivllava.models.vllava import Loss
 from minivllava.run_config import TrainingConfig
 from minivllava.training.loop import Task, shuffled_batches, train
 
@@ -40,7 +39,7 @@ class Images:
 
 
 class MaskedAutoencoder(nn.Module):
-    """An image encoder and the decoder that it learns with. Images (b, c, h, w) -> Loss."""
+    """An image encoder and the decoder that it learns with. Images (b, c, h, w) -> their summed loss."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -53,7 +52,7 @@ class MaskedAutoencoder(nn.Module):
         self.norm = nn.LayerNorm(decoder.width, decoder.norm_eps)
         self.to_pixels = nn.Linear(decoder.width, 3 * config.patch_size**2)
 
-    def forward(self, pixels: Tensor) -> Loss:
+    def forward(self, pixels: Tensor) -> Tensor:
         """Mean squared error of the hidden patches' pixels, summed over images; draws the masks at random."""
         patches = self.encoder.config.grid**2
         order = torch.rand(len(pixels), patches, device=pixels.device).argsort(1)
@@ -62,7 +61,7 @@ class MaskedAutoencoder(nn.Module):
         p = self.encoder.config.patch_size
         truth = rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
         error = (painted - truth).square().mean(-1).gather(1, hidden)  # b, hidden patches
-        return Loss(error.mean(1).sum(), torch.tensor(len(pixels)))
+        return error.mean(1).sum()
 
     def encode(self, pixels: Tensor, seen: Tensor) -> Tensor:
         """CLS and the seen patches through the encoder. (b, c, h, w), (b, m) -> (b, 1 + m, d)."""
