@@ -223,7 +223,7 @@ def test_records_keep_visuals_in_the_order_of_their_placeholders(tmp_path):
         (json.dumps(GOOD, indent=1), "data.json: broken JSON at line 1: .*mend it there.* one list of records"),
         pytest.param("[" * 100_000, "data.json: from line 1 on it holds lists within lists", id="deep"),
         (r'[{"conversations": [{"from": "human", "value": "\ud800"}]}]', "data.json: .* half a character"),
-        (json.dumps([GOOD | {"types": "colour"}]), "record 0.*: 'types' must be a list of texts"),
+        (json.dumps([GOOD | {"types": "colour"}]), "record 0.*: 'types' must be a list of strings"),
         (json.dumps([GOOD | {"needs_order": 3}]), "record 0.*: 'needs_order' must be a list of true or false"),
         (json.dumps([GOOD | {"types": ["a", "b"]}]), "record 0.*: 'types' is 2 long and there are 1 answers"),
         (json.dumps([GOOD | {"needs_order": [True] * 3}]), "record 0.*: 'needs_order' is 3 long"),

@@ -360,6 +360,9 @@ def test_a_tokenizer_without_the_placeholders(tmp_path, port):
     folder = shutil.copytree(port[1], tmp_path / "x")
     Tokenizer.train(["a b c"], 100).save(folder / "tokenizer.json")
     refused(load_vllava, folder, "tokenizer", "<image>", str(IMAGE))
+    convert(port[1], tmp_path / "ours")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "ours")
+    refused(load_vllava, tmp_path / "ours", "tokenizer", "<image>", str(IMAGE))
 
 
 # language models

@@ -149,7 +149,7 @@ def test_only_what_every_batch_runs_is_gathered_layer_by_layer():
         ("context = -5", "context is -5"),
         ("context = 5.5", "context is 5.5: use a whole number"),
         ("stage1_records = -3", "stage1_records is -3"),
-        ("stage2 = [1]", "stage2 is .*: use a list of texts"),
+        ("stage2 = [1]", "stage2 is .*: use a list of strings"),
     ],
 )
 def test_broken_recipes_are_named(tmp_path, text, told):
@@ -274,6 +274,17 @@ def test_the_plan_counts_what_is_left_of_long_records(root):
     short = (5 + 6) / 4  # tokens of the first record: its characters, by four; the second one has 195
     assert cut.tokens == (short + 60) / 2 and whole.tokens == (short + 128) / 2, "the model's own context holds 128"
     assert cut.flops < whole.flops
+
+
+def test_steps_that_are_set_count_and_what_would_change_nothing_is_refused(root):
+    told = recipe(root)
+    usual, (first, second) = plan_recipe(told, root).stages, plan_recipe(told, root, ("stage2.steps=7",)).stages
+    assert (first.steps, second.steps) == (usual[0].steps, 7) and usual[1].steps != 7
+    assert plan_recipe(replace(told, change=(*told.change, "stage1.steps=5")), root).stages[0].steps == 5
+    for unused in ("world.images=3", "images_first=0.5", "align_video.steps=3", "model.language.layers=3",
+                   "model.image.activation=quick_gelu", "stage1.lora_rank=4"):  # fmt: skip
+        with pytest.raises(ConfigError, match=unused.partition("=")[0] + " would change nothing"):
+            recipe_preset(told, (unused,))
 
 
 def test_the_plan_takes_the_sizes_of_parts_that_are_here(root):

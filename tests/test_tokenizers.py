@@ -261,6 +261,10 @@ def test_vicuna_is_encoded_as_sentencepiece_does(vicuna, legacy):
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos) == (0, 1, 2), "the padding is <unk>"
     pieces = spm.SentencePieceProcessor(model_file=str(vicuna / "tokenizer.model"))
     system = template("v1").system
+    for question in ("red?\n<image>", "a <image> b", "<image> red?", "<image>"):  # the original encodes what is between
+        texts = f"{system}USER: {question} ASSISTANT:".split("<image>")
+        ids, _ = encode_conversation(turns(question), tokenizer, template("v1"), [1])
+        assert ids == [1, *pieces.encode(texts[0]), VISUAL, *pieces.encode(texts[1])], question
     ids, labels = encode_conversation(turns("<image>\nred?", "left", "up?", "red"), tokenizer, template("v1"), [2])
     before, first = pieces.encode(f"{system}USER: "), pieces.encode("\nred? ASSISTANT: left")
     assert ids[: 1 + len(before) + 2 + len(first) + 1] == [1, *before, VISUAL, VISUAL, *first, 2]

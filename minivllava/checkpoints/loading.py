@@ -72,6 +72,7 @@ def load_vllava(
 
         require_torchao(quantize)
     config = _switched(config, switches)
+    _check_placeholders(tokenizer, config, source)
     _check_vocabulary(tokenizer, config.language.vocab_size, source)
     if quantize is not None:  # on the CPU first, so that a device needs memory for the rounded weights alone
         device = usable_device(device)
@@ -106,7 +107,7 @@ def _vllava(source: Source, image_encoder, video_encoder) -> tuple[ModelConfig, 
         return original.config, _tokenizer(source), original.parts
     if layout == Layout("video-llava", "transformers"):
         config = described(source, lambda: huggingface.model_config(source.card, source.folder / "config.json"))
-        return config, _port_tokenizer(source, config), _parts(source, huggingface.names, huggingface.spelling)
+        return config, _tokenizer(source), _parts(source, huggingface.names, huggingface.spelling)
     raise _unknown(source, "video-llava", "or the original code's 'llava', or the port's 'video_llava'")
 
 
@@ -250,21 +251,19 @@ def _tokenizer(source: Source) -> Tokenizer | None:
     return Tokenizer.from_pretrained(source.folder)
 
 
-def _port_tokenizer(source: Source, config: ModelConfig) -> Tokenizer | None:
-    """The port's tokenizer, which must have the placeholders that its config.json names."""
-    tokenizer = _tokenizer(source)
-    for text, token in (("<image>", config.image_token), ("<video>", config.video_token)):
-        if tokenizer is not None and huggingface.token_id(tokenizer, text) != token:
-            raise CheckpointError(
-                f"{source.folder}: its tokenizer has no {text} with the id {token}, which config.json gives: copy the "
-                "tokenizer that belongs to the model."
-            )
-    return tokenizer
-
-
 def _check_vocabulary(tokenizer: Tokenizer | None, room: int, source: Source):
     if tokenizer is not None and len(tokenizer) > room:
         raise CheckpointError(
             f"{source.folder / 'tokenizer.json'} has {len(tokenizer)} tokens and the model's vocabulary holds {room}: "
             "copy the tokenizer that belongs to the model."
         )
+
+
+def _check_placeholders(tokenizer: Tokenizer | None, config: ModelConfig, source: Source):
+    """The port's placeholders must be in the tokenizer with the ids that config.json names."""
+    for text, token in (("<image>", config.image_token), ("<video>", config.video_token)):
+        if None not in (tokenizer, token) and huggingface.token_id(tokenizer, text) != token:
+            raise CheckpointError(
+                f"{source.folder}: its tokenizer has no {text} with the id {token}, which config.json gives: copy the "
+                "tokenizer that belongs to the model."
+            )

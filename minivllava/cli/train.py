@@ -71,6 +71,9 @@ def train(
 
         recipe = replace(recipe, stage2=lora_recipe(recipe.stage2))
     recipe = override(recipe, *change)
+    for field in (one.partition("=")[0].strip() for one in change if data):
+        if not field.startswith("stage2.") or field == "stage2.steps":
+            raise ConfigError(f"--set {field}: with --data only stage2 counts, and --epochs says for how long.")
     folder = run_folder(name or preset)
     if data:
         if init is None:

@@ -59,7 +59,8 @@ class PretrainedTokenizer(Tokenizer):
             if (folder / "tokenizer.model").is_file() and card.get("tokenizer_class", "Llama").startswith("Llama"):
                 # AutoTokenizer would choose by the *model's* type, which Video-LLaVA's config.json calls "llava", and
                 # lose the leading space. A config that does not say so means the old handling, as in 2023.
-                return cls(LlamaTokenizer.from_pretrained(folder, legacy=card.get("legacy", True)))
+                legacy = card.get("legacy", True)
+                return cls(_marked(LlamaTokenizer.from_pretrained(folder, legacy=legacy), legacy))
             return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         except ImportError as error:
             raise CheckpointError(
@@ -130,6 +131,20 @@ class PretrainedTokenizer(Tokenizer):
             messages, chat_template=chat, tokenize=False, add_generation_prompt=prompt,
             date_string=f"{_DATE:%d %b %Y}", enable_thinking=False,
         )  # fmt: skip
+
+
+def _marked(tokenizer, legacy: bool):
+    """A LlamaTokenizer that marks the beginning of a text as SentencePiece does: also before a space, where that of
+    transformers 5 adds no mark, and so loses a token of " ASSISTANT:" behind a placeholder."""
+    from tokenizers import Regex, normalizers
+
+    backend = tokenizer.backend_tokenizer
+    if legacy:  # what follows a special token is a text, too
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.pre_tokenizer = None
+    else:
+        backend.normalizer = normalizers.Replace(Regex(r"\A "), "  ")
+    return tokenizer
 
 
 def save_backend(tokenizer, folder: Path):

@@ -12,9 +12,9 @@ from minivllava.config import LanguageConfig, ModelConfig, VisionConfig
 from minivllava.flops import decoder_flops, encoder_depth, encoder_flops, projector_flops
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.run_config import Preset, TrainingConfig
-from minivllava.training.loop import check_precision, scheduled
+from minivllava.training.loop import check_precision
 from minivllava.training.lora import adapted_layers
-from minivllava.training.recipe import Recipe, cut_after, recipe_preset, stage_records
+from minivllava.training.recipe import Recipe, cut_after, recipe_preset, stage_records, stage_training
 from minivllava.training.recompute import check_recomputation
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about
@@ -70,7 +70,7 @@ def plan_recipe(
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
         records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
-        training = scheduled(training, len(records), recipe.epochs)
+        training = stage_training(recipe, base, name, len(records), tuple(changes))
         stages.append(_plan_stage(name, model, training, records, recipe, len(missing), tflops))
     return RecipePlan(
         parameters={name: _count(getattr(model, name)) for name in PARTS},

@@ -5,6 +5,7 @@ features of a million clips would fill disks. Everything else is as on the embed
 """
 
 import math
+import re
 import tomllib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,12 +23,18 @@ from minivllava.fields import check_range, check_types
 from minivllava.models.vllava import VideoLLaVA
 from minivllava.overrides import from_dict, override, to_dict
 from minivllava.presets import preset
-from minivllava.run_config import Preset
+from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
 from minivllava.training.recompute import check_recomputation
 from minivllava.training.run_folder import Run
 from minivllava.training.stages import stage1, stage2
+
+UNUSED = {  # fields of a preset
+    r"(name|world|language|align_image|align_video|images_first)\b": "it trains stage 1 and stage 2, on your records",
+    r"model\.(image|text|language|embed_dim)\b|model\.video\b(?!\.frames)": "that comes with the parts",
+    r"stage1\.lora_": "stage 1 trains the projector alone",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Recipe:
     stage2_records: int = 0
     epochs: float = 1.0
     context: int = 0  # tokens after which a record is cut; 0: the language model's own context
-    change: tuple[str, ...] = ()  # fields of the preset, e.g. "stage2.batch_size=64"
+    change: tuple[str, ...] = ()  # fields of the preset, e.g. "stage2.batch_size=64"; not UNUSED ones
 
     def __post_init__(self):
         check_types(self)
@@ -95,11 +102,30 @@ def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, missi
 
 
 def recipe_preset(recipe: Recipe, changes: tuple[str, ...] = (), lora: bool = False) -> Preset:
-    """The preset with what the recipe changes, then LoRA, then `changes`."""
+    """The preset with what the recipe changes, then LoRA, then `changes`. Raises ConfigError for a field that a recipe
+    has no use for."""
+    for field in map(_field, (*recipe.change, *changes)):
+        reason = next((why for unused, why in UNUSED.items() if re.match(unused, field)), None)
+        if reason:
+            raise ConfigError(f"{field} would change nothing in a recipe, since {reason}: leave it out.")
     base = override(preset(recipe.preset), *recipe.change)
     if lora:
         base = replace(base, stage2=lora_recipe(base.stage2))
     return override(base, *changes)
+
+
+def stage_training(
+    recipe: Recipe, base: Preset, stage: str, records: int, changes: tuple[str, ...] = ()
+) -> TrainingConfig:
+    """How "stage1" or "stage2" trains: for the recipe's epochs over so many records, or for the steps that are set."""
+    training = getattr(base, stage)
+    steps_are_set = f"{stage}.steps" in map(_field, (*recipe.change, *changes))
+    made = scheduled(training, records, recipe.epochs)
+    return replace(made, steps=training.steps) if steps_are_set else made
+
+
+def _field(change: str) -> str:
+    return change.partition("=")[0].strip()
 
 
 def train_recipe(
@@ -117,7 +143,7 @@ def train_recipe(
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
         records, gone = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "error")
-        stages[name] = records, scheduled(training, len(records), recipe.epochs)
+        stages[name] = records, stage_training(recipe, base, name, len(records), tuple(changes))
         missing += gone
     described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
     run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), "model": to_dict(base.model), **described})
