@@ -1,6 +1,7 @@
 """Generation with the KV cache, conversations that go on, several at once, and activation checkpointing."""
 
 import dataclasses
+import math
 import weakref
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import minivllava.models.kv_cache as kv_cache
 import minivllava.training.recompute as recompute
 from minivllava.chat import Conversation, chat_batch
 from minivllava.data.records import load_records
-from minivllava.errors import ConfigError, ContextLengthError, DataError, MediaError
+from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, DataError, MediaError
 from minivllava.models.generate import Sampling, generate
 from minivllava.models.language import DecoderLayer, LanguageModel
 from minivllava.models.vllava import VideoLLaVA
@@ -237,8 +238,8 @@ def test_a_kept_cache_is_as_good_as_new(recorded):
     """What an answer left there is no longer seen, not even a number that is none."""
     model, prompts = language_model(), batch()
     expected = generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20))
-    broken = torch.full_like(prompts, float("nan"))
-    generate(model, broken, LENGTHS, stop=(), sampling=Sampling(20))
+    for stored in (kv_cache._kept[model].keys, kv_cache._kept[model].values):
+        stored.fill_(math.nan)
     assert generate(model, prompts, LENGTHS, stop=(), sampling=Sampling(20)) == expected and recorded.made == 1
 
 
@@ -262,6 +263,14 @@ def test_recorded_steps_give_the_same_answers_on_a_gpu(compiled):
     for _ in range(2):  # recorded, and replayed from the beginning
         answers = generate(model, prompts.cuda(), LENGTHS.cuda(), (), sampling=Sampling(40), compiled=compiled)
         assert answers == expected
+
+
+def test_logits_that_are_no_numbers_are_an_error_not_an_empty_answer():
+    model = language_model()
+    with torch.no_grad():
+        model.layers[0].mlp.up.weight.mul_(math.nan)
+    with pytest.raises(CheckpointError, match="no numbers: its weights are broken"):
+        generate(model, batch(), LENGTHS, stop=())
 
 
 def test_a_prompt_that_fills_the_context_is_an_error_not_an_empty_answer():

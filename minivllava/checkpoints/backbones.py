@@ -122,7 +122,7 @@ def load_tower(path: str | Path) -> VisionTower:
 
     source = Source.find(path)
     folder = source.weights_folder()
-    kind = source.card.get("model_type")
+    kind = str(source.card.get("model_type"))
     kinds = {"clip": "CLIP", "clip_vision_model": "CLIP", "siglip": "Siglip", "siglip_vision_model": "Siglip"}
     if kind not in kinds:
         raise ConfigError(f"{folder / 'config.json'} describes a {kind!r}; a CLIP or SigLIP is needed here.")

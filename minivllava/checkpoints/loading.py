@@ -225,7 +225,7 @@ def _fitting(source: Source, build: Callable):
     """What is built from a config. Raises CheckpointError that names the file for parts that refuse their config."""
     try:
         return build()
-    except ConfigError as error:
+    except (ConfigError, RuntimeError) as error:  # torch has limits, too
         raise _unfit(source, error) from error
 
 

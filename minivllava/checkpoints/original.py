@@ -103,7 +103,8 @@ def _with_lora(part: StoredPart, source: Source) -> StoredPart:
         if _row(stem) in adapted and name.endswith(".weight"):
             part.lora[ours] = (f"{stem}.lora_A.weight", f"{stem}.lora_B.weight")
     if part.lora:
-        vision, where = source.card["vision_config"], source.folder / "config.json"
+        where = source.folder / "config.json"
+        vision = section(source.card, "vision_config", where)
         first = stored.get(next(iter(part.lora.values()))[0])
         rank = vision.get("lora_r") or (first.shape[0] if first and first.shape else 1)
         alpha = 16 if vision.get("lora_alpha") is None else vision["lora_alpha"]

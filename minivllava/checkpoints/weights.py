@@ -220,11 +220,35 @@ def not_floating(entries: Iterable[Entry]) -> list[str]:
 
 
 def raise_problems(problems: Sequence[str], where: str | Path):
-    """Raises CheckpointError that lists what does not fit, if anything."""
+    """Raises CheckpointError that lists what does not fit, if anything; many at once by layer, as in
+    "missing layers.{0..3}.norm.weight"."""
     if problems:
+        problems = problems if len(problems) <= SHOWN else _by_layer(problems)
         shown, rest = problems[:SHOWN], len(problems) - SHOWN
         listed = "; ".join(shown) + (f"; and {rest} more" if rest > 0 else "")
         raise CheckpointError(f"{where} does not fit its config: {listed}. Use the config it was trained with.")
+
+
+def _by_layer(problems: Sequence[str]) -> list[str]:
+    """Problems that differ in the first number of a tensor's name alone become one."""
+    layers: dict[str, list[int]] = {}
+    for problem in problems:
+        number = re.search(r"(?<=\.)\d+(?=\.)", problem)
+        kind = problem if number is None else f"{problem[: number.start()]}{{}}{problem[number.end() :]}"
+        layers.setdefault(kind, []).extend([] if number is None else [int(number[0])])
+    return [kind.replace("{}", _ranges(numbers), 1) for kind, numbers in layers.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """7 -> "7"; 0, 1, 2, 5 -> "{0..2,5}"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs]
+    return texts[0] if len(numbers) == 1 else f"{{{','.join(texts)}}}"
 
 
 def _pieces(entry: Entry, room: int) -> Iterator[tuple[EllipsisType | slice, int]]:

@@ -81,7 +81,11 @@ def _lines(rows) -> list[str]:
     lines = []
     for row in rows:
         for name, ms in row["ms"].items():
-            line = f"{row['cell']:<18} batch {row['batch']:<3} {name:<16} {ms:>10.2f} ms"
+            line = f"{row['cell']:<18} batch {row['batch']:<3} {name:<16} "
+            if min(row["ms"].values()) <= 0:  # a step of decoding is a difference of two times
+                lines.append(line + "too short to tell from noise: use more --tokens or --rounds")
+                continue
+            line += f"{ms:>10.2f} ms"
             if name in row["ratio"]:
                 low, high = row["between"].get(name, (row["ratio"][name],) * 2)
                 line += f"   ratio {row['ratio'][name]:.2f} ({low:.2f} to {high:.2f})"

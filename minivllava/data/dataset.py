@@ -19,7 +19,7 @@ from minivllava.data.conversation import IGNORE, VISUAL, encode_conversation, te
 from minivllava.data.media import read_image, read_video
 from minivllava.data.preprocess import preprocess_image, preprocess_video
 from minivllava.data.tokenizer import Tokenizer, pad_rows
-from minivllava.errors import ContextLengthError, DataError
+from minivllava.errors import ContextLengthError, DataError, MediaError
 
 
 def load_pixels(
@@ -35,9 +35,11 @@ def load_pixels(
     """
     vision = vision or config.vision(kind)
     if kind == "image":
-        return preprocess_image(
-            read_image(path), vision.image_size, config.aspect, vision.mean, vision.std, config.antialias
-        )
+        image = read_image(path)
+        try:
+            return preprocess_image(image, vision.image_size, config.aspect, vision.mean, vision.std, config.antialias)
+        except MediaError as error:
+            raise MediaError(f"{path}: {error}") from error
     clip = read_video(path, frames, sampling=config.frame_sampling)
     return preprocess_video(clip, vision.image_size, vision.mean, vision.std, config.clip_resize)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minivllava.errors import ConfigError, ContextLengthError, short_reason
+from minivllava.errors import CheckpointError, ConfigError, ContextLengthError, short_reason
 from minivllava.fields import check_range, check_types
 from minivllava.models.decoding import DecodingStep
 from minivllava.models.kv_cache import KVCache, keep, new_or_kept
@@ -53,7 +53,8 @@ def generate(
     whose first `cached_tokens` positions the prompts go on from; it must have room for prompts, padding included, and
     answers. compiled: torch.compile, see `decoding`.
 
-    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError where torch.compile fails.
+    Raises ContextLengthError where a prompt leaves no room for an answer, ConfigError where torch.compile fails,
+    CheckpointError where the logits are no numbers.
     """
     if not len(prompts):
         return []
@@ -84,8 +85,13 @@ def generate(
     logits = language_model.logits(hidden[torch.arange(batch, device=prompts.device), lengths - 1])
 
     step = DecodingStep(language_model, cache, (cached_tokens + lengths)[:, None], end, max(limits), compiled)
-    answers = _Answers(limits, stop, on_token)
+    answers, wrong = _Answers(limits, stop, on_token), logits.isnan().any()
     for ids in _tokens(logits, step, sampling, max(limits)):
+        if not answers.begun and wrong:  # asked when the first tokens are read, which waits for the GPU anyway
+            raise CheckpointError(
+                "The model's logits are no numbers: its weights are broken (copy the checkpoint again) or too large "
+                "for this dtype (load it in float32 or bfloat16)."
+            )
         answers.add(ids)
         if answers.finished:
             break
@@ -138,6 +144,10 @@ class _Answers:
                 shown[row] = token
         if self.on_token is not None:
             self.on_token(shown)
+
+    @property
+    def begun(self) -> bool:
+        return any(self.rows)
 
     @property
     def finished(self) -> bool:
