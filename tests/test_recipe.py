@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from foreign import write_language_model, write_tower
-from tiny import COLOURS, square, training
+from tiny import COLOURS, square, tiny_config, tiny_tokenizer, training
 from typer.testing import CliRunner
 
 from minivllava.cli import app, main
 from minivllava.cli.recipe import _duration
 from minivllava.config import ModelConfig
+from minivllava.data.conversation import VISUAL
 from minivllava.data.dataset import ConversationDataset
 from minivllava.data.records import load_records
 from minivllava.data.tokenizer import Tokenizer
@@ -164,17 +166,17 @@ def test_broken_recipes_are_named(tmp_path, text, told):
 def test_missing_media_is_listed_or_left_out(root):
     with pytest.raises(MediaError, match=r"1 files of stage1 are missing(.|\n)*gone\.mp4(.|\n)*--skip-missing"):
         stage_records(recipe(root), "stage1", root, 0)
-    records, missing = stage_records(recipe(root), "stage1", root, 0, "skip")
+    records, missing, _ = stage_records(recipe(root), "stage1", root, 0, "skip")
     assert len(records) == 5 and [path.endswith("valley/0/gone.mp4") for path in missing] == [True]
-    part, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, "skip")
-    again, _ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, "skip")
+    part, *_ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, "skip")
+    again, *_ = stage_records(recipe(root, stage1_records=2), "stage1", root, 0, "skip")
     assert len(part) == 2 and part["id"] == again["id"]
     with pytest.raises(DataError, match="nothing.json cannot be read"):
         stage_records(recipe(root, stage2=("nothing.json",)), "stage2", root, 0)
 
 
 def test_records_of_the_real_files_are_read(root):
-    records, _ = stage_records(recipe(root), "stage2", root, 0)
+    records, *_ = stage_records(recipe(root), "stage2", root, 0)
     by_id = {row["id"]: row for row in records}
     assert by_id["identity_1"]["conversations"][0]["value"] == "Hello", "a beginning that is cut off is dropped"
     names = [path.rsplit("/", 1)[1] for path in by_id["both"]["visuals"]]
@@ -274,6 +276,28 @@ def test_the_plan_counts_what_is_left_of_long_records(root):
     short = (5 + 6) / 4  # tokens of the first record: its characters, by four; the second one has 195
     assert cut.tokens == (short + 60) / 2 and whole.tokens == (short + 128) / 2, "the model's own context holds 128"
     assert cut.flops < whole.flops
+
+
+def test_in_records_without_files_placeholders_are_words_and_broken_records_can_be_left_out(root, tmp_path):
+    shutil.copytree(root, tmp_path / "root")
+    file = tmp_path / "root/ft_json/nlp_tune.json"
+    records = json.loads(file.read_text())
+    asked, told = "<video> in HTML?", "Write <video>, then <source>."
+    html = {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]}
+    file.write_text(json.dumps([*records, html | {"id": "html"}]))
+    text = replace(recipe(root), stage2=("ft_json/nlp_tune.json",))
+    found, _, broken = stage_records(text, "stage2", tmp_path / "root", 0)
+    assert len(found) == len(records) + 1 and not broken and found[-1]["words"]
+    tokenizer = tiny_tokenizer()
+    data = ConversationDataset(found, tokenizer, tiny_config(len(tokenizer)), load=None, cut=10_000)
+    assert VISUAL not in data.input_ids[-1] and asked in tokenizer.decode(data.input_ids[-1].tolist())
+
+    two = html["conversations"][:1] * 2
+    file.write_text(json.dumps([*records, {"id": "a", "conversations": two}, {"id": "b", "conversations": []}]))
+    with pytest.raises(DataError, match=r"(?s)2 records break the format:.*'a'.*turn 2.*'b'.*--skip-broken"):
+        stage_records(text, "stage2", tmp_path / "root", 0)
+    found, _, broken = stage_records(text, "stage2", tmp_path / "root", 0, skip_broken=True)
+    assert len(found) == len(records) and len(broken) == 2
 
 
 def test_steps_that_are_set_count_and_what_would_change_nothing_is_refused(root):

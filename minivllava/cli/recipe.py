@@ -27,6 +27,9 @@ def recipe(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out records whose images or clips are not there.")
     ] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out records that break the format.")
+    ] = False,
     change: Changes = [],  # noqa: B006
     device: Device = None,
 ):
@@ -43,14 +46,15 @@ def recipe(
     if plan:
         from minivllava.training.plan import plan_recipe
 
-        _print_plan(plan_recipe(told, root, tuple(change), lora, skip_missing, tflops), told.preset, tflops)
+        made = plan_recipe(told, root, tuple(change), lora, skip_missing, skip_broken, tflops)
+        _print_plan(made, told.preset, tflops)
         return
     folder = run_folder(run or Path(name).stem)
-    _, missing = train_recipe(told, root, folder, tuple(change), lora, skip_missing, device=device)
+    _, left_out = train_recipe(told, root, folder, tuple(change), lora, skip_missing, skip_broken, device=device)
     if not main_goes_on():
         return
-    if missing:
-        print(f"Left out the records of {len(missing)} missing file(s), such as {missing[0]}")
+    if left_out:
+        print(f"Left out {len(left_out)} missing file(s) and broken record(s), such as: {left_out[0]}")
     print(f"The model is in {folder / 'model'}: minivllava ask {folder / 'model'} FILE... 'question'")
 
 

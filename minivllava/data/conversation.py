@@ -62,17 +62,16 @@ def visual_kinds(turns: Iterable[dict]) -> list[str]:
     return [kind for turn in turns for kind in placeholders(turn["value"])]
 
 
-def check_turns(turns: Sequence[dict], where: str):
-    """Raises DataError unless turns alternate, a question first, and only questions hold placeholders.
-
-    `where` names the record in messages.
+def check_turns(turns: Sequence[dict], where: str, words: bool = False):
+    """Raises DataError unless turns alternate, a question first, and only questions hold placeholders (`words`: which
+    are words here). `where` names the record in messages.
     """
     for number, turn in enumerate(turns, start=1):
         if turn["from"] != ("gpt", "human")[number % 2]:
             raise DataError(
                 f"{where}: turn {number} is from {turn['from']!r}; turns must alternate human, gpt, human, ..."
             )
-        if turn["from"] == "gpt" and placeholders(turn["value"]):
+        if turn["from"] == "gpt" and not words and placeholders(turn["value"]):
             raise DataError(f"{where}: turn {number}, an answer, holds a placeholder; only questions may.")
 
 
@@ -84,6 +83,7 @@ def encode_conversation(
     context: int | None = None,
     where: str = "The conversation",
     ids_of_placeholders: dict[str, int] | None = None,
+    words: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels of a conversation in LLaVA's format (a list of `{"from", "value"}`).
 
@@ -92,11 +92,12 @@ def encode_conversation(
     human turn is a prompt: it closes with "ASSISTANT:", and nothing is learned from it. What looks like a
     special token in a turn is ordinary text. ids_of_placeholders: those of the port, where a placeholder is a
     special token, which some tokenizers mind when they read the text behind it; the original encodes that text alone.
+    words: placeholders are words, as in the original's records without files.
 
     Raises DataError when placeholders and visuals disagree or turns do not alternate, ContextLengthError
     when the result is longer than `context`. `where` names the record in messages.
     """
-    check_turns(turns, where)
+    check_turns(turns, where, words)
     visual = sum(visual_tokens)
     if context is not None and visual > context:  # before as many ids are made
         raise ContextLengthError(
@@ -107,7 +108,9 @@ def encode_conversation(
     begins = tokenizer.bos is not None and not template.own  # a chat template writes its own beginning
     ids, labels = ([tokenizer.bos], [IGNORE]) if begins else ([], [])
     before = None
-    for is_text, group in groupby(_atoms(turns, tokenizer, template, where), lambda atom: _is_text(atom[0])):
+    kinds = () if words else tuple(PLACEHOLDERS)
+    atoms = _atoms(turns, tokenizer, template, where, kinds)
+    for is_text, group in groupby(atoms, lambda atom: isinstance(atom[0], str) and atom[0] not in kinds):
         run = list(group)
         encoded = tokenizer.encode_run(run, before) if is_text else [_place(*atom, counts, where) for atom in run]
         last = run[-1][0]
@@ -127,12 +130,15 @@ def encode_conversation(
     return ids, labels
 
 
-def _atoms(turns, tokenizer: Tokenizer, template: Template, where: str) -> Iterator[tuple[str | int, bool]]:
-    """Texts, placeholders and ids of special tokens in order, each with: is it learned?"""
+def _atoms(
+    turns, tokenizer: Tokenizer, template: Template, where: str, kinds: tuple[str, ...]
+) -> Iterator[tuple[str | int, bool]]:
+    """Texts, placeholders (`kinds`) and ids of special tokens in order, each with: is it learned?"""
     pieces = chat_pieces(turns, tokenizer, where) if template.own else _pieces(turns, tokenizer, template)
     for piece, learned in pieces:
-        for atom in _split(piece) if isinstance(piece, str) else [piece]:
-            yield atom, learned
+        for atom in _split(piece) if isinstance(piece, str) and kinds else [piece]:
+            if atom != "":
+                yield atom, learned
 
 
 def _place(atom: str | int, learned: bool, counts: list[int], where: str) -> tuple[list[int], bool]:
@@ -142,10 +148,6 @@ def _place(atom: str | int, learned: bool, counts: list[int], where: str) -> tup
     if not counts:
         raise DataError(f"{where}: a placeholder {atom} has no file; name one, or take the placeholder out.")
     return [VISUAL] * counts.pop(0), False
-
-
-def _is_text(atom: str | int) -> bool:
-    return isinstance(atom, str) and atom not in PLACEHOLDERS
 
 
 def _pieces(turns, tokenizer: Tokenizer, template: Template) -> Iterator[tuple[str | int, bool]]:

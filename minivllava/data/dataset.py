@@ -68,10 +68,11 @@ class ConversationDataset(torch.utils.data.Dataset):
         chat_template = template(template_name or config.template)
         self.input_ids, self.labels, self.visuals = [], [], []
         for row in records:
-            kinds = visual_kinds(row["conversations"])
+            kinds = [] if row["words"] else visual_kinds(row["conversations"])
             ids, labels = encode_conversation(
                 row["conversations"], tokenizer, chat_template, [counts[kind] for kind in kinds],
                 None if cut else config.language.context, row["where"], config.ids_of_placeholders,
+                row["words"],
             )  # fmt: skip
             if cut:
                 ids, labels = _cut(ids, labels, cut, row["where"])

@@ -8,6 +8,8 @@ from minivllava.data.conversation import check_turns, visual_kinds
 from minivllava.data.media import probe_media
 from minivllava.errors import DataError, MediaError
 
+SHOWN = 8  # records that break the format; a file can have thousands
+
 
 def load_records(files: str | Path | Sequence[str | Path], media: str | Path | None = None):
     """LLaVA-format JSON (or JSON lines) as a `datasets.Dataset`.
@@ -19,32 +21,59 @@ def load_records(files: str | Path | Sequence[str | Path], media: str | Path | N
     Raises DataError with the file and the record for JSON that cannot be read or breaks the format: wrong
     keys, turns that do not alternate, placeholders that do not match the files.
     """
+    records, broken = read_records(files, media)
+    refuse_broken(broken)
+    return records
+
+
+def read_records(files: str | Path | Sequence[str | Path], media: str | Path | None = None, words: bool = False):
+    """`load_records` without those that break the format, and what is wrong with these: (records, messages).
+
+    words: in a record without files <image> and <video> are words, as they are to the original code: a text may be
+    about HTML. Raises DataError for JSON that cannot be read, or if no record is left.
+    """
     files = [files] if isinstance(files, str | Path) else list(files)
     media = Path(files[0]).parent if media is None else media
     named = ((f"{file}: record {number}", record) for file in files for number, record in _read(file))
-    return _checked(named, media, ", ".join(map(str, files)))
+    return _checked(named, media, ", ".join(map(str, files)), words)
 
 
 def records_of(records: Sequence[dict], media: str | Path):
     """`load_records` of records that lie in memory. Raises DataError as it does."""
     named = ((f"records: record {number}", record) for number, record in enumerate(records))
-    return _checked(named, media, "records")
+    table, broken = _checked(named, media, "records")
+    refuse_broken(broken)
+    return table
 
 
-def _checked(named: Iterable[tuple[str, dict]], media: str | Path, source: str):
-    """The table of (what messages call a record, the record)."""
+def refuse_broken(broken: list[str], fix: str = ""):
+    """Raises DataError that says what is wrong with records, if anything."""
+    if broken:
+        head = f"{len(broken)} records break the format:\n  " if len(broken) > 1 else ""
+        more = [f"and {len(broken) - SHOWN} more"] if len(broken) > SHOWN else []
+        raise DataError(head + "\n  ".join([*broken[:SHOWN], *more, *([fix] if fix else [])]))
+
+
+def _checked(named: Iterable[tuple[str, dict]], media: str | Path, source: str, words: bool = False):
+    """The table of (what messages call a record, the record), and what is wrong with those that are not in it."""
     from datasets import Dataset, Features, List, Value
 
-    rows = [_row(record, where, Path(media)) for where, record in named]
+    rows, broken = [], []
+    for where, record in named:
+        try:
+            rows.append(_row(record, where, Path(media), words))
+        except DataError as error:
+            broken.append(str(error))
     if not rows:
+        refuse_broken(broken)
         raise DataError(f"{source} holds no records: a list of conversations is needed.")
     turn = {"from": Value("string"), "value": Value("string")}
     text = List(Value("string"))
     columns = Features(
         id=Value("string"), images=text, videos=text, visuals=text, conversations=List(turn), types=text,
-        needs_order=List(Value("bool")), family=Value("int64"), where=Value("string"),
+        needs_order=List(Value("bool")), family=Value("int64"), where=Value("string"), words=Value("bool"),
     )  # fmt: skip
-    return Dataset.from_list(rows, features=columns)
+    return Dataset.from_list(rows, features=columns), broken
 
 
 def _read(file: str | Path) -> Iterable[tuple[int, dict]]:
@@ -78,14 +107,15 @@ def _parsed(text: str, file: str | Path, lines_before: int = 0):
     return parsed
 
 
-def _row(record, where: str, root: Path) -> dict:
+def _row(record, where: str, root: Path, words: bool) -> dict:
     """One record checked, its paths resolved and put in the order of its placeholders."""
     if not isinstance(record, dict):
         raise DataError(f"{where} is no object; each record needs 'conversations'.")
     where += f" (id {record['id']!r})" if "id" in record else ""
-    turns = _turns(record, where)
     files = {kind: _paths(record.get(kind), f"{where}: {kind!r}") for kind in ("image", "video")}
-    wanted = visual_kinds(turns)
+    words = words and not any(files.values())
+    turns = _turns(record, where, words)
+    wanted = [] if words else visual_kinds(turns)
     for kind, paths in files.items():
         if wanted.count(kind) != len(paths):
             raise DataError(
@@ -102,14 +132,15 @@ def _row(record, where: str, root: Path) -> dict:
         "videos": [str(root / path) for path in files["video"]],
         "visuals": [str(root / next(supply[kind])) for kind in wanted],
         "conversations": turns,
-        "types": _of_answers(record, "types", str, "texts", len(turns) // 2, where),
+        "types": _of_answers(record, "types", str, "strings", len(turns) // 2, where),
         "needs_order": _of_answers(record, "needs_order", bool, "true or false", len(turns) // 2, where),
         "family": -1 if family is None else family,
         "where": where,
+        "words": words,  # whether its placeholders are words
     }
 
 
-def _turns(record: dict, where: str) -> list[dict]:
+def _turns(record: dict, where: str, words: bool) -> list[dict]:
     """A record's turns, checked. If several turns begin with an answer, it is left out, as the original does with
     ShareGPT's conversations, whose beginning was cut off."""
     turns = record.get("conversations")
@@ -121,7 +152,7 @@ def _turns(record: dict, where: str) -> list[dict]:
         raise DataError(f"{where}: 'conversations' must be a list of {{'from': ..., 'value': ...}} texts.")
     if turns[0]["from"] == "gpt" and len(turns) > 1:
         turns = turns[1:]
-    check_turns(turns, where)
+    check_turns(turns, where, words)
     return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
 
 

@@ -51,7 +51,7 @@ class RecipePlan:
 
 def plan_recipe(
     recipe: Recipe, root: str | Path, changes: tuple[str, ...] = (), lora: bool = False, skip_missing: bool = False,
-    tflops: float = 300.0,
+    skip_broken: bool = False, tflops: float = 300.0,
 ) -> RecipePlan:  # fmt: skip
     """What each stage takes. Sizes are those of the recipe's parts if their folders are here, otherwise the preset's;
     nothing is downloaded, and the media need not be there: the JSON files are enough.
@@ -69,7 +69,8 @@ def plan_recipe(
     stages = []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
-        records, missing = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "keep")
+        missing_media = "skip" if skip_missing else "keep"
+        records, missing, _ = stage_records(recipe, name, root, training.seed, missing_media, skip_broken)
         training = stage_training(recipe, base, name, len(records), tuple(changes))
         stages.append(_plan_stage(name, model, training, records, recipe, len(missing), tflops))
     return RecipePlan(

@@ -17,7 +17,7 @@ import numpy as np
 from minivllava.checkpoints.backbones import assemble_backbones, load_any_language, load_encoder
 from minivllava.checkpoints.loading import load_vllava
 from minivllava.data.dataset import check_conversations
-from minivllava.data.records import load_records, unique_files
+from minivllava.data.records import read_records, refuse_broken, unique_files
 from minivllava.errors import ConfigError, DataError, MediaError
 from minivllava.fields import check_range, check_types
 from minivllava.models.vllava import VideoLLaVA
@@ -76,13 +76,18 @@ def read_recipe(name: str | Path) -> Recipe:
         raise ConfigError(f"{file} is no recipe: {error}") from error
 
 
-def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, missing_media: str = "error"):
-    """(records, files that are not there) of "stage1" or "stage2".
+def stage_records(
+    recipe: Recipe, stage: str, root: str | Path, seed: int, missing_media: str = "error", skip_broken: bool = False
+):
+    """(records, files that are not there, what is wrong with records that break the format) of "stage1" or "stage2".
 
-    missing_media: "error", "skip" their records, or "keep" them, to plan before the media is there. Raises DataError,
-    MediaError naming the files.
+    missing_media: "error", "skip" their records, or "keep" them, to plan before the media is there. skip_broken: leaves
+    records out that break the format. Raises DataError, MediaError naming records and files. In records without files
+    <image> and <video> are words, as they are to the original.
     """
-    records = load_records([Path(root) / file for file in getattr(recipe, stage)], root)
+    records, broken = read_records([Path(root) / file for file in getattr(recipe, stage)], root, words=True)
+    if not skip_broken:
+        refuse_broken(broken, "Mend them, or leave them out with --skip-broken.")
     missing = [path for path in unique_files(records) if not Path(path).is_file()]
     if missing and missing_media == "error":
         shown = "".join(f"\n  {path}" for path in missing[:8])
@@ -98,7 +103,7 @@ def stage_records(recipe: Recipe, stage: str, root: str | Path, seed: int, missi
         records = records.select(np.sort(np.random.default_rng(seed).permutation(len(records))[:wanted]))
     if not len(records):
         raise DataError(f"No record of {stage} is left: none has its files under {root}.")
-    return records, missing
+    return records, missing, broken
 
 
 def recipe_preset(recipe: Recipe, changes: tuple[str, ...] = (), lora: bool = False) -> Preset:
@@ -130,21 +135,22 @@ def _field(change: str) -> str:
 
 def train_recipe(
     recipe: Recipe, root: str | Path, folder: str | Path, changes: tuple[str, ...] = (), lora: bool = False,
-    skip_missing: bool = False, device: str | None = None, progress: bool = True,
+    skip_missing: bool = False, skip_broken: bool = False, device: str | None = None, progress: bool = True,
 ) -> tuple[VideoLLaVA, list[str]]:  # fmt: skip
-    """Stage 1 and stage 2 on a recipe's data. Returns the model and the files that were not there.
+    """Stage 1 and stage 2 on a recipe's data. Returns the model, and what was left out: missing files, broken records.
 
     A run that was stopped continues when it is given the same again. Raises ConfigError for numbers that no run can
     have, MediaError when training comes to a file that cannot be decoded, naming it.
     """
     base = recipe_preset(recipe, tuple(changes), lora)
     check_precision(base, ("stage1", "stage2"))
-    stages, missing = {}, []
+    stages, left_out = {}, []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
-        records, gone = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "error")
+        missing_media = "skip" if skip_missing else "error"
+        records, missing, broken = stage_records(recipe, name, root, training.seed, missing_media, skip_broken)
         stages[name] = records, stage_training(recipe, base, name, len(records), tuple(changes))
-        missing += gone
+        left_out += missing + broken
     described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
     run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), "model": to_dict(base.model), **described})
     options = {"cached": False, "device": device, "progress": progress}
@@ -152,7 +158,7 @@ def train_recipe(
         _train_stage1(run, recipe, base, stages, options)
     if not run.done("model"):
         _train_stage2(run, recipe, stages, options)
-    return load_vllava(run.folder / "model"), missing
+    return load_vllava(run.folder / "model"), left_out
 
 
 def _train_stage1(run: Run, recipe: Recipe, base: Preset, stages: dict, options: dict):
