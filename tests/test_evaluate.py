@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_vllava, write_records
 from typer.testing import CliRunner
 
@@ -122,7 +123,10 @@ def test_your_own_records_are_scored_beside_the_baselines(model, tmp_path):
     (tmp_path / "red.png").write_bytes(b"no image")
     with pytest.raises(MediaError, match="red.png"):
         evaluate_files(model, [file], tmp_path)
-    assert evaluate_files(model, [file], tmp_path, max_new_tokens=1, skip_broken=True)[1] == [str(tmp_path / "red.png")]
+    Image.new("RGB", (14_000, 800)).save(tmp_path / "blue.png")  # padded to a square, 14,000 x 14,000
+    padding = tiny_vllava(aspect="pad")
+    left_out = evaluate_files(padding, [file], tmp_path, max_new_tokens=1, skip_broken=True)[1]
+    assert left_out == [str(tmp_path / name) for name in ("blue.png", "red.png")]
 
 
 def test_options_of_evaluate_that_do_not_go_together(tmp_path):

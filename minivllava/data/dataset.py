@@ -44,6 +44,11 @@ def load_pixels(
     return preprocess_video(clip, vision.image_size, vision.mean, vision.std, config.clip_resize)
 
 
+def probe_pixels(config: ModelConfig) -> Callable[[str, str], Tensor]:
+    """What `check_media` tries of a file: all that a model does with it before its encoder."""
+    return lambda path, kind: load_pixels(path, kind, config, config.video.frames)
+
+
 Load = Callable[[str, str], Tensor]  # (path, "image" or "video") -> pixels or features of a visual
 
 

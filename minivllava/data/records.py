@@ -1,7 +1,7 @@
 """LLaVA-format JSON and a media folder into records, and all that may be wrong with them said before training."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from minivllava.data.conversation import check_turns, visual_kinds
@@ -182,12 +182,15 @@ def check_folder(media: str | Path | None):
         raise DataError(f"{media} is no folder: name the one that the records' paths start from.")
 
 
-def check_media(records, skip_broken: bool = False, progress: bool = True):
+Probe = Callable[[str, str], object]  # (path, "image" or "video"): raises MediaError for a file that cannot be used
+
+
+def check_media(records, skip_broken: bool = False, progress: bool = True, probe: Probe = probe_media):
     """Decodes every file once before training starts. Returns (records, files that were left out).
 
     Raises MediaError listing all broken files, unless `skip_broken`: then the records that need them go.
     """
-    broken = broken_media(records, progress)
+    broken = broken_media(records, progress, probe)
     if broken and not skip_broken:
         listed = "\n  ".join(broken.values())
         raise MediaError(
@@ -200,7 +203,7 @@ def check_media(records, skip_broken: bool = False, progress: bool = True):
     return records, sorted(broken)
 
 
-def broken_media(records, progress: bool = True) -> dict[str, str]:
+def broken_media(records, progress: bool = True, probe: Probe = probe_media) -> dict[str, str]:
     """Decodes every file once, as what records use it: {path: what is wrong with it} of those that cannot be used."""
     from tqdm.auto import tqdm
 
@@ -208,7 +211,7 @@ def broken_media(records, progress: bool = True) -> dict[str, str]:
     files = [(path, kind) for kind in ("image", "video") for path in unique_files(records, kind)]
     for path, kind in tqdm(files, desc="check media", disable=not progress, leave=False):
         try:
-            probe_media(path, kind)
+            probe(path, kind)
         except MediaError as error:
             broken[path] = str(error)
     return broken

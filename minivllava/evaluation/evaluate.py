@@ -21,7 +21,7 @@ from minivllava.chat import answer_prompts
 from minivllava.checkpoints.storage import read_card
 from minivllava.data.cache import weights_fingerprint
 from minivllava.data.conversation import PLACEHOLDERS, visual_kinds
-from minivllava.data.dataset import load_pixels
+from minivllava.data.dataset import load_pixels, probe_pixels
 from minivllava.data.records import asked_kind, check_folder, check_media, load_records
 from minivllava.errors import ConfigError, DataError, check_choice
 from minivllava.files import write_json
@@ -195,7 +195,7 @@ def evaluate_files(
     Raises MediaError for broken media, unless `skip_broken`, before anything is asked; DataError as `evaluate`.
     """
     check_folder(media)
-    records, skipped = check_media(load_records(files, media), skip_broken)
+    records, skipped = check_media(load_records(files, media), skip_broken, probe=probe_pixels(model.config))
     names = [Path(file).name for file in files]
     predictions = {", ".join(names): all_views(model, records, records, max_new_tokens)}
     return _written(predictions, {"weights": weights_fingerprint(model), "data": names}, out), skipped

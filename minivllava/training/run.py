@@ -15,7 +15,7 @@ from minivllava.checkpoints.storage import read_card
 from minivllava.config import ModelConfig, check_same_vit
 from minivllava.data.build import build_world
 from minivllava.data.cache import weights_fingerprint
-from minivllava.data.dataset import check_conversations
+from minivllava.data.dataset import check_conversations, probe_pixels
 from minivllava.data.records import check_folder, check_media, load_records
 from minivllava.errors import CheckpointError, ConfigError
 from minivllava.models.language import LanguageModel
@@ -139,7 +139,7 @@ def finetune(
     check_folder(media)
     records = load_records(files, media)
     check_conversations(records, model.tokenizer, model.config)
-    records, skipped = check_media(records, skip_broken, progress)
+    records, skipped = check_media(records, skip_broken, progress, probe_pixels(model.config))
     training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
     start = {"start": str(init), "weights": weights_fingerprint(model)}
