@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -63,7 +64,7 @@ from minivllava.training.loop import (
     train,
 )
 from minivllava.training.run import assemble, export, finetune, train_video_llava
-from minivllava.training.run_folder import Run
+from minivllava.training.run_folder import Run, running
 from minivllava.training.stages import features_fingerprint, stage2, visual_loader
 
 TESTS = Path(__file__).parent
@@ -665,7 +666,7 @@ def test_a_run_that_cannot_be_leaves_nothing_and_one_that_failed_early_may_chang
     assert not run.exists()
     with pytest.raises(DivergedError):
         tuned(learning_rate=1e30, steps=20, epochs=20)
-    assert [path.name for path in run.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["run.json", "run.lock"]
     tuned()  # with another learning rate, as the message asks for
     with pytest.raises(CheckpointError, match="another training"):
         tuned(learning_rate=1e-4)
@@ -683,16 +684,61 @@ def test_a_broken_file_of_a_run_is_named(tmp_path, name):
         with pytest.raises(CheckpointError, match=f"{name} .*: delete .*run to start over"):
             Run(tmp_path / "run", {"start": "here"}).logs()
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file cannot be made"):
-        Run(tmp_path / "file", {"start": "here"})
+    with pytest.raises(CheckpointError, match="file cannot be made"), running(tmp_path / "file", {"start": "here"}):
+        pass
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
+    file, run, locked = write_records(tmp_path), tmp_path / "run", "run is being trained by another process"
+    tiny_vllava().save_pretrained(tmp_path / "init")
+    recipe = tmp_path / "init", file, None, training(), 1, run
+    with running(run, {"start": "here"}):
+        with pytest.raises(CheckpointError, match=locked):
+            finetune(*recipe, **QUIET)
+        assert json.loads((run / "run.json").read_text())["start"] == "here" and not (run / "model").exists()
+        with monkeypatch.context() as patch:
+            patch.setenv("RANK", "1")
+            with running(run, {"start": "here"}):
+                pass  # another process of the same run
+    finetune(*recipe, **QUIET)
+
+
+def test_a_killed_process_leaves_its_run_to_others(tmp_path):
+    def hold():
+        with running(tmp_path, {"start": "here"}):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    while not (tmp_path / "held").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(CheckpointError, match="another process"), running(tmp_path, {"start": "here"}):
+        pass
+    process.kill()
+    process.join()
+    with running(tmp_path, {"start": "here"}):
+        pass
+
+
+@pytest.mark.parametrize("left", ["model/config.json", "model-unfinished/state"])
+def test_a_step_of_a_run_that_is_not_described_is_refused(tmp_path, left):
+    file = write_records(tmp_path)
+    tiny_vllava().save_pretrained(tmp_path / "init")
+    (tmp_path / "run" / left).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=rf"{left.split('/')[0]} was not .*run\.json is gone.*another name"):
+        finetune(tmp_path / "init", file, None, training(), 1, tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run/run.json").exists()
 
 
 def test_what_a_run_killed_after_saving_left_is_removed_at_the_next_start(tmp_path):
     for name in ("stage1", "stage1-unfinished/state", "model-unfinished/state"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "stage1/config.json").touch()
+    (tmp_path / "run.json").write_text("{}")
     Run(tmp_path, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-unfinished", "stage1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-unfinished", "run.json", "stage1"]
 
 
 def test_a_finished_run_is_exported_with_the_parts_it_trained(tmp_path):

@@ -21,8 +21,8 @@ SHARD_BYTES = 5_000_000_000
 # what is written here: checkpoints of both layouts, any tokenizer, how they were trained, the states of training; and
 # what a Mac leaves in every folder that it shows
 OWN_FILES = re.compile(
-    r"(run|log)\.json|(config|(generation|preprocessor|processor)_config|state)\.json|(weights|optimizer)\.safetensors"
-    r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"(run|log)\.json|run\.lock|(config|(generation|preprocessor|processor)_config|state)\.json"
+    r"|(weights|optimizer)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
     r"|(spiece|sentencepiece\.bpe)\.model|chat_template\.jinja|\.DS_Store"
 )

@@ -26,7 +26,7 @@ from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import check_precision, scheduled
-from minivllava.training.run_folder import Run
+from minivllava.training.run_folder import Run, running
 from minivllava.training.stages import stage1, stage2
 
 
@@ -56,22 +56,22 @@ def train_video_llava(
     world = build_world(preset.world)
     weights = [weights_fingerprint(part[0]) for part in (language_part, bound_part) if part]
     start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
-    run = Run(folder, {"preset": to_dict(preset), "start": start, "weights": weights})
-    if more_text or not language_part:
-        language_part = load_language(_train_language(preset, world, run, language_part, device, progress))
-    language, tokenizer = language_part
-    if not bound_part:
-        bound_part = load_languagebind(_train_languagebind(preset, tokenizer, world, run, device, progress))
-    bound, _ = bound_part
-    config = replace(preset.model, text=bound.config.text, language=language.config)
-    model = assemble(config, bound, language, tokenizer)
-    joint = partial(stage2, images_first=preset.images_first)
-    for name, file, stage, training in (
-        ("stage1", "stage1.json", stage1, preset.stage1),
-        ("model", "stage2.json", joint, preset.stage2),
-    ):
-        train = partial(stage, model, load_records(world / file), training, device=device, progress=progress)
-        model = load_vllava(run.step(name, train, model.save_pretrained))
+    with running(folder, {"preset": to_dict(preset), "start": start, "weights": weights}) as run:
+        if more_text or not language_part:
+            language_part = load_language(_train_language(preset, world, run, language_part, device, progress))
+        language, tokenizer = language_part
+        if not bound_part:
+            bound_part = load_languagebind(_train_languagebind(preset, tokenizer, world, run, device, progress))
+        bound, _ = bound_part
+        config = replace(preset.model, text=bound.config.text, language=language.config)
+        model = assemble(config, bound, language, tokenizer)
+        joint = partial(stage2, images_first=preset.images_first)
+        for name, file, stage, training in (
+            ("stage1", "stage1.json", stage1, preset.stage1),
+            ("model", "stage2.json", joint, preset.stage2),
+        ):
+            train = partial(stage, model, load_records(world / file), training, device=device, progress=progress)
+            model = load_vllava(run.step(name, train, model.save_pretrained))
     return model
 
 
@@ -143,12 +143,12 @@ def finetune(
     training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
     start = {"start": str(init), "weights": weights_fingerprint(model)}
-    run = Run(folder, {"training": to_dict(training), **start, "data": data, "media": str(media)})
-    path = run.step(
-        "model",
-        lambda state: stage2(model, records, training, state, device=device, progress=progress),
-        model.save_pretrained,
-    )
+    with running(folder, {"training": to_dict(training), **start, "data": data, "media": str(media)}) as run:
+        path = run.step(
+            "model",
+            lambda state: stage2(model, records, training, state, device=device, progress=progress),
+            model.save_pretrained,
+        )
     return load_vllava(path), skipped
 
 

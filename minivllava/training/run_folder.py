@@ -7,14 +7,17 @@ runs/NAME/
     languagebind-video/         these and the video encoder
     stage1/ model/              checkpoints; model/ is the finished Video-LLaVA
     log.json                    every training step's log
+    run.lock                    held by the process that trains
 """
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from minivllava.checkpoints.storage import is_main_process, read_card
 from minivllava.config import ModelConfig
@@ -28,16 +31,49 @@ from minivllava.training.state import decisive
 UNFINISHED = "-unfinished"  # what the folder of a step's training state ends in
 
 
+@contextmanager
+def running(folder: str | Path, description: dict) -> Iterator["Run"]:
+    """The `Run` in a folder, locked while it trains: of several processes of one run, the main one holds the lock.
+
+    Raises CheckpointError as `Run` does, for a folder that cannot be made, and for one that is locked.
+    """
+    folder = Path(folder)
+    with _locked(folder) if is_main_process() else nullcontext():
+        yield Run(folder, description)
+
+
+def _locked(folder: Path):
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock.acquire()
+    except Timeout as error:
+        raise CheckpointError(
+            f"{folder} is being trained by another process: wait until it ends, or give this run another name."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be made or written ({error.strerror}): give this run another name."
+        ) from error
+
+
 class Run:
-    """A run's folder: which steps are done, and their logs.
+    """A run's folder: which steps are done, and their logs. Whoever trains opens it by `running`.
 
     description: JSON types that say what the run is. Raises CheckpointError for the folder of a run with another one,
-    and for a folder that cannot be made.
+    and for one that holds steps and does not say of which run.
     """
 
     def __init__(self, folder: str | Path, description: dict):
         self.folder = Path(folder)
         file = self.folder / "run.json"
+        if not file.exists():
+            steps = (*self.folder.glob("*/config.json"), *self.folder.glob(f"*{UNFINISHED}/state"))
+            if steps:
+                raise CheckpointError(
+                    f"{steps[0].parent} was not trained by this run, or {file} is gone, which says how it was trained: "
+                    "give this run another name, or move that folder away."
+                )
         known = _read(file)
         changed = [key for key, value in description.items() if _decisive(key, value) != _decisive(key, known.get(key))]
         begun = bool(known) and self._begun()
@@ -47,12 +83,6 @@ class Run:
                 "that folder."
             )
         if not begun and any(known.get(key) != value for key, value in description.items()) and is_main_process():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder} cannot be made ({error.strerror}): give this run another name."
-                ) from error
             write_json(file, description | {"made_with": environment()}, indent=1)
         if is_main_process():
             for unfinished in self.folder.glob(f"*{UNFINISHED}"):  # of a run that was killed right after it had saved
