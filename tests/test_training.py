@@ -672,6 +672,34 @@ def test_a_run_that_cannot_be_leaves_nothing_and_one_that_failed_early_may_chang
         tuned(learning_rate=1e-4)
 
 
+@pytest.mark.parametrize("first, media", [("own", "None"), (None, "own")])
+def test_a_run_continues_however_its_paths_are_spelled(tmp_path, monkeypatch, first, media):
+    """media: what run.json says; early ones have "None" for the folder of the JSON."""
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    write_records(Path("own"))
+    tiny_vllava().save_pretrained("init")
+    config = training(checkpoint_every=2)
+
+    def stopped_train(model, task, *arguments, **options):
+        return train(model, stopping(task, 3), *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(stages, "train", stopped_train)
+        finetune("init", "own/records.json", first, config, 2, "run", **QUIET)
+    described = json.loads(Path("run/run.json").read_text())
+    assert described["media"] == "own"
+    Path("run/run.json").write_text(json.dumps(described | {"media": media}))
+    state = json.loads(Path("run/model-unfinished/state/state.json").read_text())
+    finetune(tmp_path / "init", tmp_path / "own/../own/records.json", tmp_path / "own", config, 2, "run", **QUIET)
+    lines = json.loads(Path("run/log.json").read_text())["model"]
+    assert lines[:2] == state["log"], "it went on from the state"
+    finetune("init", "own/records.json", None, config, 2, "run", **QUIET)
+    shutil.copytree("own", "other")
+    with pytest.raises(CheckpointError, match="run with another data, media"):
+        finetune("init", "other/records.json", None, config, 2, "run", **QUIET)
+
+
 def turns(question: str, answer: str) -> list[dict]:
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 

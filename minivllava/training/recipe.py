@@ -27,7 +27,7 @@ from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
 from minivllava.training.recompute import check_recomputation
-from minivllava.training.run_folder import Run, running
+from minivllava.training.run_folder import Run, as_before, running
 from minivllava.training.stages import stage1, stage2
 
 UNUSED = {  # fields of a preset
@@ -139,13 +139,14 @@ def train_recipe(
     """
     base = recipe_preset(recipe, tuple(changes), lora)
     check_precision(base, ("stage1", "stage2"))
+    root = as_before(folder, "root", root)
     stages, missing = {}, []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
         records, gone = stage_records(recipe, name, root, training.seed, "skip" if skip_missing else "error")
         stages[name] = records, stage_training(recipe, base, name, len(records), tuple(changes))
         missing += gone
-    described = {"recipe": to_dict(recipe), "root": str(root), "model": to_dict(base.model)}
+    described = {"recipe": to_dict(recipe), "root": root, "model": to_dict(base.model)}
     described |= {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
     options = {"cached": False, "device": device, "progress": progress}
     with running(folder, described) as run:

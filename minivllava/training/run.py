@@ -26,7 +26,7 @@ from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import check_precision, scheduled
-from minivllava.training.run_folder import Run, running
+from minivllava.training.run_folder import Run, as_before, running
 from minivllava.training.stages import stage1, stage2
 
 
@@ -137,13 +137,14 @@ def finetune(
     model = load_vllava(init)
     need_tokenizer(model.tokenizer, init)
     check_folder(media)
+    media = as_before(folder, "media", Path(files[0]).parent if media is None else media)
     records = load_records(files, media)
     check_conversations(records, model.tokenizer, model.config)
     records, skipped = check_media(records, skip_broken, progress)
     training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
     start = {"start": str(init), "weights": weights_fingerprint(model)}
-    with running(folder, {"training": to_dict(training), **start, "data": data, "media": str(media)}) as run:
+    with running(folder, {"training": to_dict(training), **start, "data": data, "media": media}) as run:
         path = run.step(
             "model",
             lambda state: stage2(model, records, training, state, device=device, progress=progress),

@@ -74,7 +74,7 @@ class Run:
                     f"{steps[0].parent} was not trained by this run, or {file} is gone, which says how it was trained: "
                     "give this run another name, or move that folder away."
                 )
-        known = _read(file)
+        known = _described(file)
         changed = [key for key, value in description.items() if _decisive(key, value) != _decisive(key, known.get(key))]
         begun = bool(known) and self._begun()
         if begun and changed:
@@ -140,11 +140,28 @@ def _decisive(key: str, value):
         if key in ("training", "stage1", "stage2"):  # those of a recipe say how many records there are, too
             fields = {name: field for name, field in value.items() if name != "records"}
             return decisive(from_dict(TrainingConfig, fields)), value.get("records")
+        if key == "data":
+            return {os.path.abspath(file): digest for file, digest in value.items()}
         if key == "recipe":  # what its changes lead to is in the model and the stages
             return {name: part for name, part in value.items() if name != "change"}
     except (ConfigError, AttributeError):  # it has a field that no longer exists, or is no config
         return value
-    return os.path.abspath(value) if key == "start" and value else value
+    return os.path.abspath(value) if key in ("start", "media", "root") and value else value
+
+
+def as_before(folder: str | Path, field: str, path: str | Path) -> str:
+    """A path, or the spelling of it in that field of a run's description: the state of a step is of records that hold
+    it. Raises CheckpointError if the description cannot be read."""
+    before = _described(Path(folder) / "run.json").get(field)
+    return before if before and _decisive(field, before) == os.path.abspath(path) else str(path)
+
+
+def _described(file: Path) -> dict:
+    """A run's description. In an early one the media folder is "None" if none was named: that of the first file."""
+    known = _read(file)
+    if known.get("media") == "None" and known.get("data"):
+        known["media"] = str(Path(next(iter(known["data"]))).parent)
+    return known
 
 
 def _read(file: Path) -> dict:
