@@ -1,6 +1,7 @@
 """Training: schedule, sampling, what learns and what does not, resuming, accumulation, processes, caches."""
 
 import contextlib
+import errno
 import json
 import math
 import multiprocessing
@@ -13,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -491,6 +493,35 @@ def test_of_two_processes_one_fills_a_cache(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(cached, range(2))
     assert encoded == [1] and np.array_equal(first.array, second.array)
+
+
+@pytest.mark.parametrize("full", ["from the start", "while it is reserved"])
+def test_a_cache_that_the_disk_has_no_room_for_is_refused(tmp_path, monkeypatch, full):
+    """Writing to the map would end in SIGBUS."""
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    write_image(tmp_path / "red.png", square("red", 0))
+    if full == "from the start":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", no_room, raising=False)
+    with pytest.raises(ConfigError, match="cache/pixels cannot take .*3,072 bytes are needed.* MINIVLLAVA_CACHE"):
+        cache_media([str(tmp_path / "red.png")], "image", tiny_config(300), progress=False)
+    assert not [file for file in (tmp_path / "cache/pixels").iterdir() if file.suffix != ".lock"]
+
+
+def test_what_a_killed_process_left_of_a_cache_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    write_image(tmp_path / "red.png", square("red", 0))
+    cached = partial(cache_media, [str(tmp_path / "red.png")], "image", tiny_config(300), progress=False)
+    cached()
+    file = next((tmp_path / "cache").rglob("*.npy"))
+    file.rename(file.with_name(f".{file.name}.01234567.part"))
+    cached()
+    assert file.exists() and not list(file.parent.glob(".*.part"))
 
 
 @pytest.mark.parametrize("options", [{}, {"load": lambda path, kind: torch.zeros(4, 16)}, {"cached": False}])
