@@ -792,12 +792,16 @@ def test_a_step_of_a_run_that_is_not_described_is_refused(tmp_path, left):
 
 
 def test_what_a_run_killed_after_saving_left_is_removed_at_the_next_start(tmp_path):
-    for name in ("stage1", "stage1-unfinished/state", "model-unfinished/state"):
+    for name in (
+        "stage1", "stage1-unfinished/state", "model-unfinished/state", "model-unfinished/.state.01234567.new/half",
+        ".model.01234567.new",
+    ):  # fmt: skip
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "stage1/config.json").touch()
     (tmp_path / "run.json").write_text("{}")
     Run(tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model-unfinished", "run.json", "stage1"]
+    assert [path.name for path in (tmp_path / "model-unfinished").iterdir()] == ["state"]
 
 
 def test_a_finished_run_is_exported_with_the_parts_it_trained(tmp_path):

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from minivllava.checkpoints.storage import is_main_process, read_card
 from minivllava.config import ModelConfig
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.files import write_json
+from minivllava.files import remove_abandoned, write_json
 from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
 from minivllava.run_config import Preset, TrainingConfig
@@ -85,6 +85,8 @@ class Run:
         if not begun and any(known.get(key) != value for key, value in description.items()) and is_main_process():
             write_json(file, description | {"made_with": environment()}, indent=1)
         if is_main_process():
+            for place in (self.folder, *self.folder.glob(f"*{UNFINISHED}")):
+                remove_abandoned(place, ".*.????????.new", age=0)  # nobody else writes here
             for unfinished in self.folder.glob(f"*{UNFINISHED}"):  # of a run that was killed right after it had saved
                 if self.done(unfinished.name.removesuffix(UNFINISHED)):
                     shutil.rmtree(unfinished, ignore_errors=True)
