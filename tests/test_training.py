@@ -663,6 +663,12 @@ def test_images_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):
         stage2(model, clips, training(steps=1, batch_size=1), tmp_path / "b", images_first=1.0, **QUIET)
 
 
+def test_a_world_without_images_for_images_first_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(DataError, match="Every record has a clip"):
+        train_video_llava(override(preset("sample"), "world.images=0"), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_path):
     file = write_records(tmp_path)
     (tmp_path / "red.png").write_bytes(b"")

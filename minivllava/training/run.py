@@ -27,7 +27,7 @@ from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.run_folder import Run, as_before, running
-from minivllava.training.stages import stage1, stage2
+from minivllava.training.stages import stage1, stage2, without_clips
 
 
 def train_video_llava(
@@ -40,7 +40,7 @@ def train_video_llava(
     Vicuna; the part it lacks is trained, and without a folder both are. more_text: the language model of that folder
     is pre-trained further, on the preset's texts. Raises CheckpointError when the folder holds neither part, or no
     language model to train further, ConfigError when a part's sizes are not the preset's, and for a recipe that no
-    run can have.
+    run can have, DataError when stage 2 is to begin on images and there are none.
     """
     language_part, bound_part = _part(parts, "language"), _part(parts, "languagebind")
     if parts is not None and not (language_part or bound_part):
@@ -54,6 +54,8 @@ def train_video_llava(
     stages += [] if bound_part else ["align_image", "align_video"]
     check_precision(preset, [*stages, "stage1", "stage2"])
     world = build_world(preset.world)
+    if preset.images_first:
+        without_clips(load_records(world / "stage2.json"))
     weights = [weights_fingerprint(part[0]) for part in (language_part, bound_part) if part]
     start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
     with running(folder, {"preset": to_dict(preset), "start": start, "weights": weights}) as run:
