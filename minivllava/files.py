@@ -1,6 +1,6 @@
 """Files written all or nothing: whoever reads one finds the old one, the new one or none, never half.
 
-`json_hash` is for files that say what they were made of.
+`json_hash` is for files that say what they were made of, `remove_abandoned` for what killed processes leave.
 """
 
 import hashlib
