@@ -1,14 +1,17 @@
 """Files written all or nothing: whoever reads one finds the old one, the new one or none, never half.
 
-`json_hash` is for files that say what they were made of.
+`json_hash` is for files that say what they were made of, `remove_abandoned` for what killed processes leave.
 """
 
 import hashlib
 import json
+import math
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,6 +29,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, pattern: str, age: float = 24 * 3600):
+    """Removes the folders of that pattern in which nothing came or went for `age` seconds: of processes that were
+    killed."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # another process was faster
+            changed = max((os.stat(place).st_mtime for place, *_ in os.walk(left)), default=math.inf)
+            if time.time() - changed >= age:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str):

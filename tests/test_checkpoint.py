@@ -2,11 +2,13 @@
 
 import ast
 import json
+import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -588,6 +590,18 @@ def test_a_folder_that_was_moved_aside_when_the_process_was_killed_is_put_back(t
     (tmp_path / ".model.89abcdef.old").mkdir()
     storage.recover_folder(tmp_path / "model")
     assert (tmp_path / "model/a").read_text() == "old"
+
+
+def test_what_a_killed_process_was_writing_is_removed_a_day_later(tmp_path):
+    path = tmp_path / "model[1]"
+    for name in (".model[1].01234567.new", ".model[1].89abcdef.new", ".model1.01234567.new"):
+        (tmp_path / name / "part").mkdir(parents=True)
+        (tmp_path / name / "part/weights").touch()
+        for folder in (tmp_path / name / "part", tmp_path / name):
+            os.utime(folder, (time.time() - 25 * 3600,) * 2)
+    (tmp_path / ".model[1].89abcdef.new/part/more").touch()  # another process is at it
+    write_folder(path, lambda folder: (folder / "config.json").touch())
+    assert listing(tmp_path) == [".model1.01234567.new", ".model[1].89abcdef.new", "model[1]"]
 
 
 @pytest.mark.parametrize("foreign", ["notes.txt", "photos/red.jpg", ".git/HEAD", "pytorch_model.bin"])

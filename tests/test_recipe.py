@@ -32,7 +32,7 @@ from minivllava.training.loop import freeze_all_but
 from minivllava.training.lora import lora
 from minivllava.training.plan import PARTS, plan_recipe, weight_memory
 from minivllava.training.recipe import Recipe, read_recipe, recipe_preset, stage_records, train_recipe
-from minivllava.training.run_folder import Run
+from minivllava.training.run_folder import Run, as_before
 
 
 def turns(*values: str) -> list[dict]:
@@ -385,6 +385,16 @@ def test_images_are_padded_in_stage_2_alone(root, monkeypatch, tmp_path):
     train_recipe(recipe(root), root, tmp_path / "run", skip_missing=True, device="cpu", progress=False)
     assert set(seen) == {"square", "pad"} and seen == sorted(seen, reverse=True), "square first, then pad"
     assert ModelConfig().stage1_aspect == "square"
+
+
+def test_a_recipe_continues_however_its_root_is_spelled(root, monkeypatch, tmp_path):
+    """Paths of records are spelled as at first: the states of a run are of these."""
+    usual = {"skip_missing": True, "device": "cpu", "progress": False}
+    train_recipe(recipe(root), root, tmp_path / "run", **usual)
+    monkeypatch.chdir(root)
+    train_recipe(recipe(root), ".", tmp_path / "run", **usual)
+    assert as_before(tmp_path / "run", "root", "../" + root.name) == str(root)
+    assert as_before(tmp_path / "run", "root", "..") == as_before(tmp_path / "new", "root", "..") == ".."
 
 
 def test_a_run_from_before_a_field_was_there_continues(tmp_path):

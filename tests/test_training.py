@@ -1,8 +1,10 @@
 """Training: schedule, sampling, what learns and what does not, resuming, accumulation, processes, caches."""
 
 import contextlib
+import errno
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,7 +66,7 @@ from minivllava.training.loop import (
     train,
 )
 from minivllava.training.run import assemble, export, finetune, train_video_llava
-from minivllava.training.run_folder import Run
+from minivllava.training.run_folder import Run, running
 from minivllava.training.stages import features_fingerprint, stage2, visual_loader
 
 TESTS = Path(__file__).parent
@@ -492,6 +495,35 @@ def test_of_two_processes_one_fills_a_cache(tmp_path, monkeypatch):
     assert encoded == [1] and np.array_equal(first.array, second.array)
 
 
+@pytest.mark.parametrize("full", ["from the start", "while it is reserved"])
+def test_a_cache_that_the_disk_has_no_room_for_is_refused(tmp_path, monkeypatch, full):
+    """Writing to the map would end in SIGBUS."""
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    write_image(tmp_path / "red.png", square("red", 0))
+    if full == "from the start":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", no_room, raising=False)
+    with pytest.raises(ConfigError, match="cache/pixels cannot take .*3,072 bytes are needed.* MINIVLLAVA_CACHE"):
+        cache_media([str(tmp_path / "red.png")], "image", tiny_config(300), progress=False)
+    assert not [file for file in (tmp_path / "cache/pixels").iterdir() if file.suffix != ".lock"]
+
+
+def test_what_a_killed_process_left_of_a_cache_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIVLLAVA_CACHE", str(tmp_path / "cache"))
+    write_image(tmp_path / "red.png", square("red", 0))
+    cached = partial(cache_media, [str(tmp_path / "red.png")], "image", tiny_config(300), progress=False)
+    cached()
+    file = next((tmp_path / "cache").rglob("*.npy"))
+    file.rename(file.with_name(f".{file.name}.01234567.part"))
+    cached()
+    assert file.exists() and not list(file.parent.glob(".*.part"))
+
+
 @pytest.mark.parametrize("options", [{}, {"load": lambda path, kind: torch.zeros(4, 16)}, {"cached": False}])
 def test_features_are_computed_on_the_device_that_training_will_use(records, tmp_path, monkeypatch, options):
     """The device "meta" stands for a GPU; whoever gives features or trains on pixels leaves the model where it is."""
@@ -631,6 +663,12 @@ def test_images_first_takes_no_clip_in_its_first_steps(tmp_path, monkeypatch):
         stage2(model, clips, training(steps=1, batch_size=1), tmp_path / "b", images_first=1.0, **QUIET)
 
 
+def test_a_world_without_images_for_images_first_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(DataError, match="Every record has a clip"):
+        train_video_llava(override(preset("sample"), "world.images=0"), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_broken_media_stops_a_run_before_it_starts_or_is_left_out_by_wish(tmp_path):
     file = write_records(tmp_path)
     (tmp_path / "red.png").write_bytes(b"")
@@ -665,10 +703,38 @@ def test_a_run_that_cannot_be_leaves_nothing_and_one_that_failed_early_may_chang
     assert not run.exists()
     with pytest.raises(DivergedError):
         tuned(learning_rate=1e30, steps=20, epochs=20)
-    assert [path.name for path in run.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["run.json", "run.lock"]
     tuned()  # with another learning rate, as the message asks for
     with pytest.raises(CheckpointError, match="another training"):
         tuned(learning_rate=1e-4)
+
+
+@pytest.mark.parametrize("first, media", [("own", "None"), (None, "own")])
+def test_a_run_continues_however_its_paths_are_spelled(tmp_path, monkeypatch, first, media):
+    """media: what run.json says; early ones have "None" for the folder of the JSON."""
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    write_records(Path("own"))
+    tiny_vllava().save_pretrained("init")
+    config = training(checkpoint_every=2)
+
+    def stopped_train(model, task, *arguments, **options):
+        return train(model, stopping(task, 3), *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(stages, "train", stopped_train)
+        finetune("init", "own/records.json", first, config, 2, "run", **QUIET)
+    described = json.loads(Path("run/run.json").read_text())
+    assert described["media"] == "own"
+    Path("run/run.json").write_text(json.dumps(described | {"media": media}))
+    state = json.loads(Path("run/model-unfinished/state/state.json").read_text())
+    finetune(tmp_path / "init", tmp_path / "own/../own/records.json", tmp_path / "own", config, 2, "run", **QUIET)
+    lines = json.loads(Path("run/log.json").read_text())["model"]
+    assert lines[:2] == state["log"], "it went on from the state"
+    finetune("init", "own/records.json", None, config, 2, "run", **QUIET)
+    shutil.copytree("own", "other")
+    with pytest.raises(CheckpointError, match="run with another data, media"):
+        finetune("init", "other/records.json", None, config, 2, "run", **QUIET)
 
 
 def turns(question: str, answer: str) -> list[dict]:
@@ -683,16 +749,65 @@ def test_a_broken_file_of_a_run_is_named(tmp_path, name):
         with pytest.raises(CheckpointError, match=f"{name} .*: delete .*run to start over"):
             Run(tmp_path / "run", {"start": "here"}).logs()
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file cannot be made"):
-        Run(tmp_path / "file", {"start": "here"})
+    with pytest.raises(CheckpointError, match="file cannot be made"), running(tmp_path / "file", {"start": "here"}):
+        pass
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
+    file, run, locked = write_records(tmp_path), tmp_path / "run", "run is being trained by another process"
+    tiny_vllava().save_pretrained(tmp_path / "init")
+    recipe = tmp_path / "init", file, None, training(), 1, run
+    with running(run, {"start": "here"}):
+        with pytest.raises(CheckpointError, match=locked):
+            finetune(*recipe, **QUIET)
+        assert json.loads((run / "run.json").read_text())["start"] == "here" and not (run / "model").exists()
+        with monkeypatch.context() as patch:
+            patch.setenv("RANK", "1")
+            with running(run, {"start": "here"}):
+                pass  # another process of the same run
+    finetune(*recipe, **QUIET)
+
+
+def test_a_killed_process_leaves_its_run_to_others(tmp_path):
+    def hold():
+        with running(tmp_path, {"start": "here"}):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    while not (tmp_path / "held").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(CheckpointError, match="another process"), running(tmp_path, {"start": "here"}):
+        pass
+    process.kill()
+    process.join()
+    with running(tmp_path, {"start": "here"}):
+        pass
+
+
+@pytest.mark.parametrize("left", ["model/config.json", "model-unfinished/state"])
+def test_a_step_of_a_run_that_is_not_described_is_refused(tmp_path, left):
+    file = write_records(tmp_path)
+    tiny_vllava().save_pretrained(tmp_path / "init")
+    (tmp_path / "run" / left).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=rf"{left.split('/')[0]} was not .*run\.json is gone.*another name"):
+        finetune(tmp_path / "init", file, None, training(), 1, tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run/run.json").exists()
 
 
 def test_what_a_run_killed_after_saving_left_is_removed_at_the_next_start(tmp_path):
-    for name in ("stage1", "stage1-unfinished/state", "model-unfinished/state"):
+    for name in (
+        "stage1", "stage1-unfinished/state", "model-unfinished/state", "model-unfinished/.state.01234567.new/half",
+        ".model.01234567.new",
+    ):  # fmt: skip
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "stage1/config.json").touch()
+    (tmp_path / "run.json").write_text("{}")
     Run(tmp_path, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-unfinished", "stage1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-unfinished", "run.json", "stage1"]
+    assert [path.name for path in (tmp_path / "model-unfinished").iterdir()] == ["state"]
 
 
 def test_a_finished_run_is_exported_with_the_parts_it_trained(tmp_path):

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -472,6 +474,15 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
         patch.setattr("minivllava.data.write_media.write_video", stop)
         build_world(TINY, tmp_path, workers=1, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_removed_a_day_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("minivllava.data.build._write", lambda *_: None)
+    for name in (".shapes-0123456789-old", ".shapes-0123456789-new"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".shapes-0123456789-old", (time.time() - 25 * 3600,) * 2)
+    folder = build_world(TINY, tmp_path, progress=False)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".shapes-0123456789-new", folder]
 
 
 def test_a_second_build_reuses_the_first(world, monkeypatch):

@@ -1,5 +1,6 @@
 """Files of tensors and whole folders, written all or nothing."""
 
+import glob
 import json
 import os
 import re
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from minivllava.checkpoints.weights import raise_problems, read_aliases, refuse_overflow
 from minivllava.errors import CheckpointError
+from minivllava.files import remove_abandoned
 
 SHARD_BYTES = 5_000_000_000
 # what is written here: checkpoints of both layouts, any tokenizer, how they were trained, the states of training; and
 # what a Mac leaves in every folder that it shows
 OWN_FILES = re.compile(
-    r"(run|log)\.json|(config|(generation|preprocessor|processor)_config|state)\.json|(weights|optimizer)\.safetensors"
-    r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"(run|log)\.json|run\.lock|(config|(generation|preprocessor|processor)_config|state)\.json"
+    r"|(weights|optimizer)\.safetensors|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
     r"|(spiece|sentencepiece\.bpe)\.model|chat_template\.jinja|\.DS_Store"
 )
@@ -32,7 +34,8 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
     """Calls `write(folder)` on a new folder beside `path`, then puts it in `path`'s place.
 
     A folder that was there before is moved aside first: a process that is killed right then leaves it for
-    `recover_folder`. If there are several processes, all must call it; only the main one writes.
+    `recover_folder`; a new folder that it leaves is removed here, a day later. If there are several processes, all
+    must call it; only the main one writes.
 
     Raises CheckpointError, before anything is written, for a file, for the working folder, and for a folder that holds
     anything not written here: replacing it would delete that.
@@ -42,6 +45,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
     path = Path(path).resolve()
     _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, f".{glob.escape(path.name)}.????????.new")
     token = uuid.uuid4().hex[:8]
     new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
     new.mkdir()

@@ -35,6 +35,7 @@ from minivllava.data.render import render, render_depth
 from minivllava.data.siblings import FAMILY, sample_family
 from minivllava.data.text_corpus import text_document
 from minivllava.data.world import HELD_OUT, Scene, generator, sample_scene
+from minivllava.files import remove_abandoned
 from minivllava.run_config import WorldConfig
 
 VERSION = 2  # raise it when the world's files change: old folders are then not reused
@@ -78,13 +79,14 @@ def build_world(
 ) -> Path:
     """Make the world, unless it is there already, and return its folder.
 
-    workers: processes, by default one for each core. An interrupted build leaves nothing under that name; of two
-    builds at once, the first to end counts.
+    workers: processes, by default one for each core. An interrupted build leaves nothing under that name, and what
+    a killed one leaves beside it is removed by one on another day; of two builds at once, the first to end counts.
     """
     folder = world_folder(config, root)
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder.parent, ".shapes-*")
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     unfinished.chmod(0o755)
     try:

@@ -4,10 +4,13 @@ The encoders never change in stages 1 and 2, so neither do their features. They 
 the same numbers that the encoder would give again.
 """
 
+import errno
 import hashlib
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,7 +25,7 @@ from torch import Tensor
 from minivllava.config import ModelConfig
 from minivllava.data.build import cache_dir, cores
 from minivllava.data.dataset import load_pixels
-from minivllava.errors import MediaError
+from minivllava.errors import ConfigError, MediaError
 from minivllava.files import replacing
 
 MANY = 500  # files: with this many, processes are worth their start
@@ -59,6 +62,7 @@ def cache_media(
     kind: "image" or "video". fingerprint: what `encode` is, e.g. `weights_fingerprint(encoder)`. The cache's key is
     made of the fingerprint, the preprocessing and its VERSION, and each file's path, size and time of change. The cache
     appears under its name only when it is complete; if several processes ask for it, one makes it and the others wait.
+    Raises MediaError naming a file that is missing or broken, ConfigError if the disk has too little room.
     """
     from tqdm.auto import tqdm
 
@@ -80,6 +84,8 @@ def cache_media(
         path.parent.mkdir(parents=True, exist_ok=True)
         with bar, FileLock(path.with_suffix(".lock")):  # one process fills it, the others wait
             if not path.exists():
+                for part in path.parent.glob(f".{path.name}.*.part"):  # of processes that were killed
+                    part.unlink(missing_ok=True)
                 _fill(path, len(files), _decoded(files, load, batch_size), encode, dtype, bar)
     return MediaCache(np.load(path, mmap_mode="r"), rows)
 
@@ -100,11 +106,35 @@ def _fill(path: Path, rows: int, batches: Iterator[Tensor], encode: Callable | N
         for pixels in batches:
             values = (encode(pixels) if encode else pixels).cpu().float().numpy().astype(dtype)
             if array is None:
-                array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(rows, *values.shape[1:]))
+                array = _new_array(part, dtype, (rows, *values.shape[1:]))
             array[first : first + len(values)] = values
             first += len(values)
             bar.update(len(values))
         array.flush()
+
+
+def _new_array(file: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A memory-mapped array that has its room on the disk already: writing to a map kills the process if there is none.
+
+    Raises ConfigError if there is too little.
+    """
+    needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(file.parent).free
+    reason = os.strerror(errno.ENOSPC)
+    if needed <= free:
+        try:
+            array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):
+                with open(file, "r+b") as opened:
+                    os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+            return array
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = error.strerror
+    raise ConfigError(
+        f"{file.parent} cannot take the {file.parent.name} of {shape[0]} files ({reason}): {needed:,} bytes are "
+        f"needed, {free:,} are free; delete what you can, or set MINIVLLAVA_CACHE to a folder on another disk."
+    )
 
 
 def _decoded(files: list[str], load: Callable[[str], Tensor], batch_size: int) -> Iterator[Tensor]:

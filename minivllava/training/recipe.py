@@ -27,7 +27,7 @@ from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.loop import check_precision, scheduled
 from minivllava.training.lora import lora_recipe
 from minivllava.training.recompute import check_recomputation
-from minivllava.training.run_folder import Run
+from minivllava.training.run_folder import Run, as_before, running
 from minivllava.training.stages import stage1, stage2
 
 UNUSED = {  # fields of a preset
@@ -144,6 +144,7 @@ def train_recipe(
     """
     base = recipe_preset(recipe, tuple(changes), lora)
     check_precision(base, ("stage1", "stage2"))
+    root = as_before(folder, "root", root)
     stages, left_out = {}, []
     for name in ("stage1", "stage2"):
         training = getattr(base, name)
@@ -151,13 +152,14 @@ def train_recipe(
         records, missing, broken = stage_records(recipe, name, root, training.seed, missing_media, skip_broken)
         stages[name] = records, stage_training(recipe, base, name, len(records), tuple(changes))
         left_out += missing + broken
-    described = {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
-    run = Run(folder, {"recipe": to_dict(recipe), "root": str(root), "model": to_dict(base.model), **described})
+    described = {"recipe": to_dict(recipe), "root": root, "model": to_dict(base.model)}
+    described |= {name: to_dict(training) | {"records": len(records)} for name, (records, training) in stages.items()}
     options = {"cached": False, "device": device, "progress": progress}
-    if not run.done("stage1"):
-        _train_stage1(run, recipe, base, stages, options)
-    if not run.done("model"):
-        _train_stage2(run, recipe, stages, options)
+    with running(folder, described) as run:
+        if not run.done("stage1"):
+            _train_stage1(run, recipe, base, stages, options)
+        if not run.done("model"):
+            _train_stage2(run, recipe, stages, options)
     return load_vllava(run.folder / "model"), left_out
 
 

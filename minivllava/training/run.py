@@ -26,8 +26,8 @@ from minivllava.run_config import Preset, TrainingConfig
 from minivllava.training.align import align_image, align_video
 from minivllava.training.language import pretrain_language, train_tokenizer
 from minivllava.training.loop import check_precision, scheduled
-from minivllava.training.run_folder import Run
-from minivllava.training.stages import stage1, stage2
+from minivllava.training.run_folder import Run, as_before, running
+from minivllava.training.stages import stage1, stage2, without_clips
 
 
 def train_video_llava(
@@ -40,7 +40,7 @@ def train_video_llava(
     Vicuna; the part it lacks is trained, and without a folder both are. more_text: the language model of that folder
     is pre-trained further, on the preset's texts. Raises CheckpointError when the folder holds neither part, or no
     language model to train further, ConfigError when a part's sizes are not the preset's, and for a recipe that no
-    run can have.
+    run can have, DataError when stage 2 is to begin on images and there are none.
     """
     language_part, bound_part = _part(parts, "language"), _part(parts, "languagebind")
     if parts is not None and not (language_part or bound_part):
@@ -54,24 +54,26 @@ def train_video_llava(
     stages += [] if bound_part else ["align_image", "align_video"]
     check_precision(preset, [*stages, "stage1", "stage2"])
     world = build_world(preset.world)
+    if preset.images_first:
+        without_clips(load_records(world / "stage2.json"))
     weights = [weights_fingerprint(part[0]) for part in (language_part, bound_part) if part]
     start = (f"{parts}, more text" if more_text else str(parts)) if parts else "scratch"
-    run = Run(folder, {"preset": to_dict(preset), "start": start, "weights": weights})
-    if more_text or not language_part:
-        language_part = load_language(_train_language(preset, world, run, language_part, device, progress))
-    language, tokenizer = language_part
-    if not bound_part:
-        bound_part = load_languagebind(_train_languagebind(preset, tokenizer, world, run, device, progress))
-    bound, _ = bound_part
-    config = replace(preset.model, text=bound.config.text, language=language.config)
-    model = assemble(config, bound, language, tokenizer)
-    joint = partial(stage2, images_first=preset.images_first)
-    for name, file, stage, training in (
-        ("stage1", "stage1.json", stage1, preset.stage1),
-        ("model", "stage2.json", joint, preset.stage2),
-    ):
-        train = partial(stage, model, load_records(world / file), training, device=device, progress=progress)
-        model = load_vllava(run.step(name, train, model.save_pretrained))
+    with running(folder, {"preset": to_dict(preset), "start": start, "weights": weights}) as run:
+        if more_text or not language_part:
+            language_part = load_language(_train_language(preset, world, run, language_part, device, progress))
+        language, tokenizer = language_part
+        if not bound_part:
+            bound_part = load_languagebind(_train_languagebind(preset, tokenizer, world, run, device, progress))
+        bound, _ = bound_part
+        config = replace(preset.model, text=bound.config.text, language=language.config)
+        model = assemble(config, bound, language, tokenizer)
+        joint = partial(stage2, images_first=preset.images_first)
+        for name, file, stage, training in (
+            ("stage1", "stage1.json", stage1, preset.stage1),
+            ("model", "stage2.json", joint, preset.stage2),
+        ):
+            train = partial(stage, model, load_records(world / file), training, device=device, progress=progress)
+            model = load_vllava(run.step(name, train, model.save_pretrained))
     return model
 
 
@@ -137,18 +139,19 @@ def finetune(
     model = load_vllava(init)
     need_tokenizer(model.tokenizer, init)
     check_folder(media)
+    media = as_before(folder, "media", Path(files[0]).parent if media is None else media)
     records = load_records(files, media)
     check_conversations(records, model.tokenizer, model.config)
     records, skipped = check_media(records, skip_broken, progress, probe_pixels(model.config))
     training = scheduled(training, len(records), epochs)
     data = {str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
     start = {"start": str(init), "weights": weights_fingerprint(model)}
-    run = Run(folder, {"training": to_dict(training), **start, "data": data, "media": str(media)})
-    path = run.step(
-        "model",
-        lambda state: stage2(model, records, training, state, device=device, progress=progress),
-        model.save_pretrained,
-    )
+    with running(folder, {"training": to_dict(training), **start, "data": data, "media": media}) as run:
+        path = run.step(
+            "model",
+            lambda state: stage2(model, records, training, state, device=device, progress=progress),
+            model.save_pretrained,
+        )
     return load_vllava(path), skipped
 
 

@@ -7,19 +7,22 @@ runs/NAME/
     languagebind-video/         these and the video encoder
     stage1/ model/              checkpoints; model/ is the finished Video-LLaVA
     log.json                    every training step's log
+    run.lock                    held by the process that trains
 """
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from minivllava.checkpoints.storage import is_main_process, read_card
 from minivllava.config import ModelConfig
 from minivllava.errors import CheckpointError, ConfigError
-from minivllava.files import write_json
+from minivllava.files import remove_abandoned, write_json
 from minivllava.overrides import from_dict, to_dict
 from minivllava.provenance import environment
 from minivllava.run_config import Preset, TrainingConfig
@@ -28,17 +31,50 @@ from minivllava.training.state import decisive
 UNFINISHED = "-unfinished"  # what the folder of a step's training state ends in
 
 
+@contextmanager
+def running(folder: str | Path, description: dict) -> Iterator["Run"]:
+    """The `Run` in a folder, locked while it trains: of several processes of one run, the main one holds the lock.
+
+    Raises CheckpointError as `Run` does, for a folder that cannot be made, and for one that is locked.
+    """
+    folder = Path(folder)
+    with _locked(folder) if is_main_process() else nullcontext():
+        yield Run(folder, description)
+
+
+def _locked(folder: Path):
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock.acquire()
+    except Timeout as error:
+        raise CheckpointError(
+            f"{folder} is being trained by another process: wait until it ends, or give this run another name."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be made or written ({error.strerror}): give this run another name."
+        ) from error
+
+
 class Run:
-    """A run's folder: which steps are done, and their logs.
+    """A run's folder: which steps are done, and their logs. Whoever trains opens it by `running`.
 
     description: JSON types that say what the run is. Raises CheckpointError for the folder of a run with another one,
-    and for a folder that cannot be made.
+    and for one that holds steps and does not say of which run.
     """
 
     def __init__(self, folder: str | Path, description: dict):
         self.folder = Path(folder)
         file = self.folder / "run.json"
-        known = _read(file)
+        if not file.exists():
+            steps = (*self.folder.glob("*/config.json"), *self.folder.glob(f"*{UNFINISHED}/state"))
+            if steps:
+                raise CheckpointError(
+                    f"{steps[0].parent} was not trained by this run, or {file} is gone, which says how it was trained: "
+                    "give this run another name, or move that folder away."
+                )
+        known = _described(file)
         changed = [key for key, value in description.items() if _decisive(key, value) != _decisive(key, known.get(key))]
         begun = bool(known) and self._begun()
         if begun and changed:
@@ -47,14 +83,10 @@ class Run:
                 "that folder."
             )
         if not begun and any(known.get(key) != value for key, value in description.items()) and is_main_process():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder} cannot be made ({error.strerror}): give this run another name."
-                ) from error
             write_json(file, description | {"made_with": environment()}, indent=1)
         if is_main_process():
+            for place in (self.folder, *self.folder.glob(f"*{UNFINISHED}")):
+                remove_abandoned(place, ".*.????????.new", age=0)  # nobody else writes here
             for unfinished in self.folder.glob(f"*{UNFINISHED}"):  # of a run that was killed right after it had saved
                 if self.done(unfinished.name.removesuffix(UNFINISHED)):
                     shutil.rmtree(unfinished, ignore_errors=True)
@@ -110,11 +142,28 @@ def _decisive(key: str, value):
         if key in ("training", "stage1", "stage2"):  # those of a recipe say how many records there are, too
             fields = {name: field for name, field in value.items() if name != "records"}
             return decisive(from_dict(TrainingConfig, fields)), value.get("records")
+        if key == "data":
+            return {os.path.abspath(file): digest for file, digest in value.items()}
         if key == "recipe":  # what its changes lead to is in the model and the stages
             return {name: part for name, part in value.items() if name != "change"}
     except (ConfigError, AttributeError):  # it has a field that no longer exists, or is no config
         return value
-    return os.path.abspath(value) if key == "start" and value else value
+    return os.path.abspath(value) if key in ("start", "media", "root") and value else value
+
+
+def as_before(folder: str | Path, field: str, path: str | Path) -> str:
+    """A path, or the spelling of it in that field of a run's description: the state of a step is of records that hold
+    it. Raises CheckpointError if the description cannot be read."""
+    before = _described(Path(folder) / "run.json").get(field)
+    return before if before and _decisive(field, before) == os.path.abspath(path) else str(path)
+
+
+def _described(file: Path) -> dict:
+    """A run's description. In an early one the media folder is "None" if none was named: that of the first file."""
+    known = _read(file)
+    if known.get("media") == "None" and known.get("data"):
+        known["media"] = str(Path(next(iter(known["data"]))).parent)
+    return known
 
 
 def _read(file: Path) -> dict:

@@ -75,7 +75,7 @@ def stage2(
     dataset = ConversationDataset(records, model.tokenizer, model.config, load, cut=cut)
     task = conversation_task(dataset, config, decodes=not cached)
     if images_first:
-        sampler = _images_first(dataset, config, round(images_first * config.steps), task.sampler)
+        sampler = _images_first(without_clips(records), config, round(images_first * config.steps), task.sampler)
         task = replace(task, sampler=sampler, data=f"{task.data}, {images_first:g} images first")
     freeze_all_but(model, model.projector, model.language_model)
     adapters = lora(model.language_model, config) if config.lora_rank else nullcontext()
@@ -89,13 +89,18 @@ def _visuals(model: VideoLLaVA, records, config: TrainingConfig, cached, aspect,
     return visual_loader(model, records, cached, aspect, progress)
 
 
-def _images_first(dataset: ConversationDataset, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
-    """A sampler that takes no clips in its first `steps` steps. Raises DataError if every record has one."""
-    still = [i for i, visuals in enumerate(dataset.visuals) if all(kind == "image" for _, kind in visuals)]
+def without_clips(records) -> np.ndarray:
+    """Which records `images_first` begins with. Raises DataError if every record has a clip."""
+    still = [i for i, clips in enumerate(records["videos"]) if not clips]
     if not still:
         raise DataError("Every record has a clip, and stage 2 is to begin on images: set images_first to 0.")
+    return np.array(still)
+
+
+def _images_first(still: np.ndarray, config: TrainingConfig, steps: int, mixed: Callable) -> Callable:
+    """A sampler that takes only the records `still` in its first `steps` steps."""
     first = shuffled_batches(len(still), config.batch_size, config.seed)
-    return lambda step: np.array(still)[first(step)] if step < steps else mixed(step)
+    return lambda step: still[first(step)] if step < steps else mixed(step)
 
 
 def visual_loader(
