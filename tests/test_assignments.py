@@ -293,6 +293,21 @@ def test_harmless_changes_cost_nothing(graded, change):
     assert graded(change) == ALL
 
 
+def test_two_sources_of_one_name_are_refused(toy, tmp_path):
+    """Else a student copy among the sources, which has no hidden tests, would be what is graded against."""
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class/ada.ipynb").write_text(json.dumps(filled(TOY, Path("toy.ipynb"))))
+    with pytest.raises(DataError, match="inside"):
+        assign(toy / "mine", toy)
+    assert [path.name for path in toy.iterdir()] == ["toy.ipynb"]
+    (toy / "mine").mkdir()
+    assign(tmp_path / "out", toy)
+    shutil.copy(tmp_path / "out/toy.ipynb", toy / "mine")
+    with pytest.raises(DataError) as error:
+        grade(tmp_path / "class", toy)
+    assert str(toy / "toy.ipynb") in str(error.value) and str(toy / "mine/toy.ipynb") in str(error.value)
+
+
 def test_what_cannot_be_graded_is_told_and_the_rest_goes_on(toy, tmp_path):
     folder = tmp_path / "class"
     good = json.dumps(filled(TOY, Path("toy.ipynb")))
@@ -447,6 +462,13 @@ def test_the_command_line(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "out" / "student")
     code, out, _ = run("grade", ".", "--source", toy)
     assert code == 0 and "0 of 10" in out and (tmp_path / "out/student-grades/grades.csv").exists()
+    for place in ("class.2024/ada.ipynb", "class.2025/ada.ipynb"):
+        (tmp_path / place).parent.mkdir()
+        shutil.copy(tmp_path / "out/student/toy.ipynb", tmp_path / place)
+        assert run("grade", (tmp_path / place).parent, "--source", toy)[0] == 0
+    assert run("grade", tmp_path / "class.2025/ada.ipynb", "--source", toy)[0] == 0
+    tables = {str(table.parent.relative_to(tmp_path)) for table in tmp_path.glob("class*/**/grades.csv")}
+    assert tables == {"class.2024-grades", "class.2025-grades", "class.2025/ada-grades"}
     for arguments, words in (
         (("grade", tmp_path / "nowhere", "--source", toy), "does not exist"),
         (("grade", tmp_path / "grades", "--source", toy), "no notebook"),
