@@ -293,6 +293,52 @@ def test_harmless_changes_cost_nothing(graded, change):
     assert graded(change) == ALL
 
 
+def test_two_sources_of_one_name_are_refused(toy, tmp_path):
+    """Else a student copy among the sources, which has no hidden tests, would be what is graded against."""
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class/ada.ipynb").write_text(json.dumps(filled(TOY, Path("toy.ipynb"))))
+    with pytest.raises(DataError, match="inside"):
+        assign(toy / "mine", toy)
+    assert [path.name for path in toy.iterdir()] == ["toy.ipynb"]
+    (toy / "mine").mkdir()
+    assign(tmp_path / "out", toy)
+    shutil.copy(tmp_path / "out/toy.ipynb", toy / "mine")
+    with pytest.raises(DataError) as error:
+        grade(tmp_path / "class", toy)
+    assert str(toy / "toy.ipynb") in str(error.value) and str(toy / "mine/toy.ipynb") in str(error.value)
+
+
+def test_only_what_the_submissions_own_cells_changed_is_told(tmp_path):
+    """Not what given cells, tests and solutions patch and bind anew, nor what Python leaves on a class."""
+    spill = "\nHELP = 3.0\nmath.sqrt = math.floor = None\ncopy.copy(Part({}, '', ''))"
+    cells = copy.deepcopy(TOY["cells"])
+    cells[1] = cell(REPORT + "import copy\nfrom minivllava.assignments.notebook import Part\n")
+    for place in (3, 5):
+        cells[place] = cell(source(cells[place]) + spill)
+    solved = "# BEGIN SOLUTION\nfor HELP in (1.0, 2): math.ceil = None\n# END SOLUTION"
+    cells[Q2] = cell(f"{source(cells[Q2])}\n{solved}")
+    cells.insert(Q2, cell("math.exp = None"))
+    sources = TOY | {"cells": cells}
+    q1, q2 = (next(n for n, one in enumerate(cells) if f"def {name}" in source(one)) for name in ("double", "triple"))
+    for student, change in {
+        "blank": lambda copied: None,
+        "copies": write(q1, "import copy\ncopied = copy.copy(Part({}, '', ''))"),
+        "patches": write(q1, "math.sqrt = None\nHELP = 0"),
+        "patches later": lambda copied: (write(q1, source(cells[q1]))(copied), write(q2, "math.floor = None")(copied)),
+    }.items():
+        copied = student_copy(sources, Path("toy.ipynb"))
+        change(copied["cells"])
+        (tmp_path / "class" / student).mkdir(parents=True)
+        (tmp_path / "class" / student / "toy.ipynb").write_text(json.dumps(copied))
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources/toy.ipynb").write_text(json.dumps(sources))
+    rows = grade(tmp_path / "class", tmp_path / "sources", Limits(seconds=5.0))
+    told = {(row.student, row.question): row.message for row in rows if "changed by the submission" in row.message}
+    assert told.keys() == {("patches", "q1"), ("patches later", "q2")}, told
+    assert "put back: HELP, math.sqrt)" in told["patches", "q1"], told
+    assert "put back: math.floor)" in told["patches later", "q2"], told
+
+
 def test_what_cannot_be_graded_is_told_and_the_rest_goes_on(toy, tmp_path):
     folder = tmp_path / "class"
     good = json.dumps(filled(TOY, Path("toy.ipynb")))
@@ -447,6 +493,13 @@ def test_the_command_line(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "out" / "student")
     code, out, _ = run("grade", ".", "--source", toy)
     assert code == 0 and "0 of 10" in out and (tmp_path / "out/student-grades/grades.csv").exists()
+    for place in ("class.2024/ada.ipynb", "class.2025/ada.ipynb"):
+        (tmp_path / place).parent.mkdir()
+        shutil.copy(tmp_path / "out/student/toy.ipynb", tmp_path / place)
+        assert run("grade", (tmp_path / place).parent, "--source", toy)[0] == 0
+    assert run("grade", tmp_path / "class.2025/ada.ipynb", "--source", toy)[0] == 0
+    tables = {str(table.parent.relative_to(tmp_path)) for table in tmp_path.glob("class*/**/grades.csv")}
+    assert tables == {"class.2024-grades", "class.2025-grades", "class.2025/ada-grades"}
     for arguments, words in (
         (("grade", tmp_path / "nowhere", "--source", toy), "does not exist"),
         (("grade", tmp_path / "grades", "--source", toy), "no notebook"),
@@ -554,13 +607,15 @@ def test_cells_with_magics_tell_what_is_imported_before_memory_is_limited():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", GRADED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [NOTEBOOKS / "02_video_encoder.ipynb", *GRADED], ids=lambda path: path.stem)
 def test_the_real_assignments_are_graded_in_their_own_process(path, tmp_path):
-    """The solution earns all points; with the first answer wrong, all but the first question's."""
+    """The solution earns all points; with the first answer wrong, all but the first question's; a blank copy none.
+
+    None of them is told to have changed what it has not.
+    """
     original = read_notebook(path)
-    handed_in = filled(original, path)
-    for student, spoilt in (("ada", None), ("ben", "q1")):
-        submission = copy.deepcopy(handed_in)
+    for student, spoilt in (("ada", None), ("ben", "q1"), ("cy", None)):
+        submission = student_copy(original, path) if student == "cy" else filled(original, path)
         for part in parts(original, path.name):
             if part.name == spoilt:
                 (one,) = (one for one in submission["cells"] if one["id"] == part.cell["id"])
@@ -569,9 +624,9 @@ def test_the_real_assignments_are_graded_in_their_own_process(path, tmp_path):
         (tmp_path / student / path.name).write_text(json.dumps(submission))
     rows = grade(tmp_path, path.parent, Limits())
     for row in rows:
-        wanted = 0 if (row.student, row.question) == ("ben", "q1") else row.out_of
-        assert row.points == wanted, row
-    assert {row.student for row in rows} == {"ada", "ben"}
+        wanted = 0 if row.student == "cy" or (row.student, row.question) == ("ben", "q1") else row.out_of
+        assert row.points == wanted and "changed by the submission" not in row.message, row
+    assert {row.student for row in rows} == {"ada", "ben", "cy"}
 
 
 # nbgrader

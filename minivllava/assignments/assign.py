@@ -37,13 +37,16 @@ def assign(out: str | Path, sources: str | Path, instructor: bool = False) -> di
 
     out: a folder that is not there yet, or empty; it holds the copies, or with `instructor` the folders
     `student` and `instructor`. Returns the files by "student", "instructor" and, of notebooks without exercises,
-    "left out". Raises DataError for a folder in the way, no exercises at all, or marks that do not pair.
+    "left out". Raises DataError for a folder in the way or inside `sources`, no exercises at all, or marks that do not
+    pair.
     """
     out, sources = Path(out), Path(sources)
     if not sources.is_dir():
         raise DataError(f"{sources} is no folder: name the one that holds the notebooks with --source.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out} is there already: name a new folder, so that nobody's answers are overwritten.")
+    if out.resolve().is_relative_to(sources.resolve()):
+        raise DataError(f"{out} lies inside {sources}, and copies there would pass for sources: name another folder.")
     notebooks = {path.relative_to(sources): read_notebook(path) for path in notebooks_in(sources)}
     chosen = {path: notebook for path, notebook in notebooks.items() if has_exercises(notebook)}
     if not chosen:

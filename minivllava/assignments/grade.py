@@ -71,8 +71,8 @@ def grade(
 ) -> list[Row]:
     """Grades every notebook under `submissions` against its source under `sources`. A row for each question.
 
-    jobs: how many submissions at a time. Raises DataError for folders that are not there or hold no notebook; what is
-    wrong with one submission is told in its row.
+    jobs: how many submissions at a time. Raises DataError for folders that are not there or hold no notebook, and for
+    two sources of one name; what is wrong with one submission is told in its row.
     """
     submissions = Path(submissions)
     known = load_sources(sources)
@@ -96,11 +96,24 @@ def _without_notebook(path: Path) -> bool:
 
 
 def load_sources(folder: str | Path) -> dict[str, Source]:
-    """The notebooks under a folder that have tests, by their name without suffix."""
+    """The notebooks under a folder that have tests, by their name without suffix.
+
+    Raises DataError where there is none, and where two have the same name.
+    """
     if not Path(folder).is_dir():
         raise DataError(f"{folder} is no folder: name the one that holds the source notebooks with --source.")
-    found = {path.stem: Source(path.stem, read_notebook(path)) for path in notebooks_in(folder)}
-    found = {name: one for name, one in found.items() if one.tests()}
+    found: dict[str, Source] = {}
+    files: dict[str, Path] = {}
+    for path in notebooks_in(folder):
+        one = Source(path.stem, read_notebook(path))
+        if not one.tests():
+            continue
+        if one.name in found:
+            raise DataError(
+                f"{files[one.name]} and {path} are two sources of one name: keep students' and other copies outside "
+                f"{folder}."
+            )
+        found[one.name], files[one.name] = one, path
     if not found:
         raise DataError(f"{folder} holds no notebook with tests: nothing can be graded against it.")
     return found

@@ -117,7 +117,7 @@ class Originals:
         self.names[id(holder)] = set(vars(holder))
 
     def restore(self) -> list[str]:
-        """Puts everything back. Returns the names of what had been changed."""
+        """Puts everything back. Returns the names of what had been changed, but for what Python itself adds."""
         # first, and by nothing that looks up a builtin: all that follows needs them
         now, then = self.builtins_now, self.builtins_then
         changed = ["builtins." + name for name in then if name != "_" and now.get(name) is not then[name]]
@@ -132,7 +132,7 @@ class Originals:
                 for name in now.keys() - self.names[id(holder)]:
                     with contextlib.suppress(AttributeError, TypeError):
                         delattr(holder, name)
-                        changed.append(f"{holder_name}.{name}")
+                        changed += [] if name in _PYTHONS_OWN else [f"{holder_name}.{name}"]
             for name, value in values.items():
                 if now.get(name) is not value:
                     with contextlib.suppress(AttributeError, TypeError):
@@ -142,6 +142,8 @@ class Originals:
 
 
 _WRAPPED = (classmethod, staticmethod, property)
+# what copies of an object and look-ups leave on its class
+_PYTHONS_OWN = {"__slotnames__", "__annotations__", "__annotations_cache__"}
 
 
 def importable(names: list[str], load: Callable[[str], ModuleType]) -> list[ModuleType]:

@@ -52,7 +52,8 @@ class Session:
         self.failed: set[str] = set()  # answers whose test failed
         self.last_test = {name: i for i, step in enumerate(self.steps) for name in step["answers"]}
         self.trouble: list[str] = []  # cells of the source that stopped
-        self.patched: set[str] = set()  # functions of modules that the submission replaced
+        self.changed: set[str] = set()  # what the submission's cells since the last test changed of the source's
+        self.tested = False  # whether a test has told of it
 
     def run(self, number: int) -> str | None:
         """Runs one step. Returns what went wrong, or None."""
@@ -74,13 +75,25 @@ class Session:
         error = self.done.get(number)
         if error is None and step["missing"]:
             error = "the answer cell was deleted or lost its id"
-        error = error or self._execute(step)
+        error = error or self._submitted(step)
         if error is not None and step["kind"] == "answer":
             self.errors[step["name"]] = error
         return error
 
+    def _submitted(self, step: dict) -> str | None:
+        """Runs a cell of the submission, and takes down what that cell alone changed."""
+        self.originals.restore()
+        if self.tested:
+            self.changed, self.tested = set(), False
+        before = dict(self.names)
+        error = self._execute(step)
+        bound = (name for name in self.given.keys() - self.free if not name.startswith("__"))
+        self.changed |= {name for name in bound if self.names.get(name) is not before.get(name)}
+        return error
+
     def _test(self, step: dict, stopped: str | None) -> str | None:
-        changed = self.patched | set(self._put_back())
+        self._put_back()
+        self.tested = True
         absent = {name: answer for answer in step["answers"] for name in self.defined[answer]}
         absent = {name: answer for name, answer in absent.items() if name not in self.names}
         error = stopped or self._execute(step)
@@ -93,8 +106,8 @@ class Session:
         elif "NameError" in error and self.trouble:
             error += f"; a cell of the assignment itself had stopped: {self.trouble[0]}"
         reasons.append(error)
-        if changed:
-            reasons.append(f"(changed by the submission and put back: {', '.join(sorted(changed)[:5])})")
+        if self.changed:
+            reasons.append(f"(changed by the submission and put back: {', '.join(sorted(self.changed)[:5])})")
         return "; ".join(reasons)
 
     def _renamed(self, test: dict, absent: list[str]) -> str:
@@ -111,16 +124,15 @@ class Session:
         for answer in sorted(name for name in self.failed if self.last_test[name] < number):
             self.failed.discard(answer)
             step = self.answers[answer]
-            self._execute(step | {"source": step["reference"]})
+            self._execute(step | {"kind": "given", "source": step["reference"]})
+            self.originals.restore()
             for test in self.steps[:number]:
                 if answer in test["answers"]:
                     self._execute(test)
 
-    def _put_back(self) -> list[str]:
+    def _put_back(self):
         """Restores names that the source bound and the submission, without being asked to, bound anew."""
-        changed = [k for k, v in self.given.items() if k not in self.free and self.names.get(k) is not v]
-        self.names.update({name: self.given[name] for name in changed})
-        return [name for name in changed if not name.startswith("__")]
+        self.names.update({name: value for name, value in self.given.items() if name not in self.free})
 
     def _execute(self, step: dict) -> str | None:
         try:
@@ -135,7 +147,7 @@ class Session:
                 finally:
                     stop_clock()
                     if step["kind"] in ("answer", "extra"):
-                        self.patched.update(self.originals.restore())
+                        self.changed.update(self.originals.restore())
         except BaseException as error:  # SystemExit and TimeIsUp too: nothing that a cell does ends the grading
             if isinstance(error, TimeIsUp):
                 return f"took longer than {self.seconds:g} s and was stopped: is there an endless loop?"
@@ -230,6 +242,8 @@ def main():
     trusted = [step["source"] for step in job["steps"] if step["kind"] in ("given", "test")]
     originals = Originals()
     imports = importable(imported_modules(trusted), importlib.import_module)
+    if "torch" in sys.modules:  # its compiler wraps functions of torch as soon as anything imports it
+        importable(["torch._dynamo"], importlib.import_module)
     used = [sys.modules[name] for name in WATCHED if name in sys.modules]
     own = [m for m in imports if m.__name__.startswith("minivllava")]
     for module in (*used, *own):

@@ -51,7 +51,7 @@ def grade(
 
     rows = grade_all(submissions, source, Limits(seconds, memory), jobs)
     whole = submissions.resolve()
-    out = out or whole.with_name(whole.stem + "-grades")
+    out = out or whole.with_name((whole.name if whole.is_dir() else whole.stem) + "-grades")
     files = write_tables(rows, out)
     shown = Table("student", "assignment", "file", title="Grades", title_justify="left")
     shown.add_column("points", justify="right")
