@@ -39,6 +39,15 @@ def write_json(path: str | Path, value, indent: int | None = None):
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+def holds_half_character(value) -> bool:
+    """Whether a value of JSON types holds one half of a surrogate pair, which is JSON ("\\ud83d") but no text."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def json_hash(value, sort_keys: bool = False) -> str:
     """16 hexadecimal digits that tell a value of JSON types from others; sort_keys: whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()[:16]
