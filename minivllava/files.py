@@ -24,6 +24,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.errno and str(error.filename or part).startswith(str(part)):
+            error.filename = str(path)  # a name that the reader of a message knows
+        raise
     finally:
         part.unlink(missing_ok=True)
 
