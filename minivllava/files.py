@@ -27,6 +27,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.errno and str(error.filename or part).startswith(str(part)):
+            error.filename = str(path)  # a name that the reader of a message knows
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -50,6 +54,15 @@ def write_text(path: str | Path, text: str):
 def write_json(path: str | Path, value, indent: int | None = None):
     """Writes a value of JSON types and a line break."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def holds_half_character(value) -> bool:
+    """Whether a value of JSON types holds one half of a surrogate pair, which is JSON ("\\ud83d") but no text."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def json_hash(value, sort_keys: bool = False) -> str:

@@ -247,6 +247,12 @@ def test_pope_of_a_folder_with_one_label_file_is_joined_by_plain_ids(tmp_path):
     assert BENCHMARKS["pope"].truth(tmp_path) is None
 
 
+def test_pope_without_a_single_label(tmp_path):
+    questions = written(tmp_path / "q.json", [{"question_id": 1, "image": "a", "text": "b", "label": "maybe"}])
+    result = scored("pope", questions, "pope/answers_random.jsonl", keep_going=True)
+    assert result["n"] == 0 and result["metrics"]["accuracy"] is None
+
+
 def test_popes_own_answer_files_have_no_ids(tmp_path):
     labels = read_rows(FILES / "pope/coco/coco_pope_random.json", Problems())
     replies = [row.values["text"] for row in read_rows(FILES / "pope/answers_random.jsonl", Problems())]
@@ -281,6 +287,17 @@ def test_vqav2():
     assert types["other"] == {"n": 2, "accuracy": pytest.approx(60)}
     by_questions = scored("VQAv2", "vqav2/v2_OpenEnded_mscoco_val2014_questions.json", "vqav2/answers.json")
     assert by_questions["metrics"] == result["metrics"]
+
+
+def test_vqav2s_truth_is_of_the_split_that_is_asked(tmp_path):
+    root = shutil.copytree(FILES / "vqav2", tmp_path / "root")
+    truth = BENCHMARKS["vqav2"].truth
+    assert truth(root) == root / "v2_mscoco_val2014_annotations.json"
+    (root / "v2_OpenEnded_mscoco_test-dev2015_questions.json").touch()
+    assert truth(root) is None, "of the two, the test questions are asked"
+    (root / "v2_OpenEnded_mscoco_test-dev2015_questions.json").unlink()
+    (root / "llava_vqav2_mscoco_test-dev2015.jsonl").touch()
+    assert truth(root) is None
 
 
 def test_vizwiz_by_vqas_rule_and_as_its_script_leaves_the_answers():
@@ -364,6 +381,22 @@ def test_scienceqas_splits_must_name_the_test(tmp_path, splits):
         scored("scienceqa", tmp_path / "problems.json", "scienceqa/answers.jsonl")
 
 
+def test_scienceqas_truth_is_llavas_file_where_no_split_is_named(tmp_path):
+    root = shutil.copytree(FILES / "scienceqa", tmp_path / "root")
+    assert BENCHMARKS["scienceqa"].truth(root) == root / "problems.json"
+    (root / "pid_splits.json").unlink()
+    assert BENCHMARKS["scienceqa"].truth(root) == root / "llava_test_CQM-A.json"
+
+
+@pytest.mark.parametrize("image", [5, ["image.png"]])
+def test_a_scienceqa_image_that_is_no_path(tmp_path, image):
+    (tmp_path / "images").mkdir()
+    rows = [{"id": "7", "image": image, "conversations": [{"from": "human", "value": "What?"}]}]
+    (tmp_path / "llava_test_CQM-A.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"CQM-A\.json:1: 'image' must be"):
+        science_qa.questions(tmp_path)
+
+
 def test_scienceqas_split_names_only_problems_that_are_there(tmp_path):
     shutil.copy(FILES / "scienceqa/problems.json", tmp_path)
     (tmp_path / "pid_splits.json").write_text('{"test": ["7777"]}')
@@ -426,6 +459,13 @@ def test_mmbench_prompts_and_images():
     assert first.media[1].startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("image", ["no base64", "größer"])
+def test_an_mmbench_image_that_is_no_base64(tmp_path, image):
+    (tmp_path / "mmbench_dev_1.tsv").write_text(f"index\tquestion\tA\timage\n7\twhat?\tx\t{image}\n")
+    with pytest.raises(DataError, match=r"1\.tsv:2: the image of 7 is no base64"):
+        mmbench.questions(tmp_path)
+
+
 # LLaVA-Bench and MM-Vet
 
 
@@ -448,6 +488,19 @@ def test_mm_vet_from_grades():
     assert result["metrics"] == {"total": pytest.approx(55), "std over runs": pytest.approx(5)}
     assert result["groups"]["capability"]["ocr"] == {"n": 2, "score": pytest.approx(32.5)}
     assert result["groups"]["capabilities together"]["rec"] == {"n": 1, "score": 100}
+
+
+def test_malformed_grades_are_left_out_by_wish(tmp_path):
+    grades = json.loads((FILES / "mm_vet/grades.json").read_text())
+    for number, name in enumerate(grades):
+        good = [value["score"][0] for value in list(grades.values())[1:]]
+        grades[name]["score"] = "good"
+        (tmp_path / "g.json").write_text(json.dumps(grades))
+        with pytest.raises(DataError, match="no numbers from 0 to 1"):
+            scored("mm-vet", "mm_vet/mm-vet.json", tmp_path / "g.json")
+        result = scored("mm-vet", "mm_vet/mm-vet.json", tmp_path / "g.json", keep_going=True)
+        assert (result["n"], len(result["problems"])) == (len(grades) - number - 1, number + 1)
+    assert good and result["metrics"]["total"] is None
 
 
 @pytest.mark.parametrize("name, folder", [("llava-bench", "llava_bench"), ("mm-vet", "mm_vet")])
@@ -516,6 +569,16 @@ def test_json_that_cannot_be_read_at_all(tmp_path, text, words):
     with pytest.raises(DataError, match="a.json") as error:
         scored("vqav2", "vqav2/v2_mscoco_val2014_annotations.json", tmp_path / "a.json")
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_half_a_character_is_a_problem_of_its_row_alone(tmp_path, suffix):
+    rows = [{"question_id": 1, "text": "What \ud83d is?"}, {"question_id": 2, "text": "What \U0001f600 is?"}]
+    file = tmp_path / f"q.{suffix}"
+    file.write_text("\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows))
+    problems = Problems()
+    assert [row.values for row in read_rows(file, problems)] == rows[1:]
+    assert problems.found == [f"{file}:1: it holds half a character, \\ud..., which is no text"]
 
 
 def test_bad_question_files(tmp_path):

@@ -1,17 +1,23 @@
 """Bad input at the command line: exit code 2, one clear line on stderr that names the file and the fix."""
 
+import errno
+import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny import square, tiny_languagebind, tiny_tokenizer, tiny_vllava, write_records
 
 from minivllava import cli
 from minivllava.checkpoints.saving import save_model
+from minivllava.cli.ask import _lines
 from minivllava.data.write_media import write_image, write_video
 
 
@@ -122,6 +128,76 @@ def test_what_no_file_system_or_dtype_holds(refused, model):
     refused(["There is no dtype", "float64"], "ask", model, "What?", "--dtype", "float64")
     Path("file").touch()
     refused(["file", "cannot be made", "--out"], "port", model, "--out", "file/inside")
+
+
+GQA = Path(__file__).parent / "fixtures/benchmarks/gqa"
+SCORE = ["score", "gqa", "--questions", str(GQA / "data/testdev_balanced_questions.json")]
+SCORE += ["--answers", str(GQA / "answers.jsonl")]
+
+
+def test_where_results_cannot_go_is_said_before_any_work(refused, model):
+    Path("file").touch()
+    for command in (["evaluate", model], ["retrieve"], ["bench"], SCORE):
+        refused([". is a folder", "--out"], *command, "--out", ".")
+        refused(["file/r.json", "cannot be made", "--out"], *command, "--out", "file/r.json")
+    refused(["file", "cannot be made"], "ablate", "alignment", "--preset", "sample", "--out", "file")
+    refused(["file", "cannot be made"], "grade", ".", "--out", "file")
+    refused(["file/world", "cannot be made"], "data", "--preset", "sample", "--out", "file/world")
+    refused(["file/s.png", "cannot be made", "--sheet"], "data", "--preset", "sample", "--sheet", "file/s.png")
+    refused(["file/f.png", "cannot be made", "--figure"], "evaluate", model, "--figure", "file/f.png")
+
+
+@pytest.mark.parametrize("as_json", [["--json"], []])
+def test_results_are_shown_though_they_cannot_be_written(run, monkeypatch, as_json):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("minivllava.files.os.replace", full)
+    code, out, err = run(*SCORE, "--out", "r.json", *as_json)
+    assert (code, len(err)) == (2, 1) and "75.0" in out
+    assert err[0].startswith("minivllava: r.json cannot be read or written (No space left")
+
+
+def test_what_the_file_system_refuses_is_one_line(refused, model, monkeypatch):
+    Path("file").touch()
+    notebooks = Path(__file__).parents[1] / "notebooks"
+    refused(["file", "cannot be read or written"], "assign", "file/copies", "--source", notebooks)
+    monkeypatch.setenv("MINIVLLAVA_CACHE", "file/cache")
+    refused(["file", "cannot be read or written"], "data", "--preset", "sample")
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("minivllava.checkpoints.storage.save_file", full)
+    refused(["new cannot be written", "No space left"], "convert", model, "new")
+    monkeypatch.setattr("minivllava.checkpoints.convert.convert", full)
+    refused(["No space left"], "convert", model, "new")
+
+
+def test_where_an_export_cannot_go(refused):
+    Path("run").mkdir()
+    Path("file").touch()
+    refused(["run is the run itself"], "export", "run", "../" + Path.cwd().name + "/run")
+    refused(["file is a file"], "export", "run", "file")
+
+
+def test_who_stops_reading_is_no_error(place):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "minivllava.cli", *SCORE, "--json"]
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_what_is_typed_in_a_terminal_may_be_no_utf_8(monkeypatch, capsys):
+    typed = io.TextIOWrapper(io.BytesIO(b"Wh\xfft?\n"), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
+    assert list(_lines()) == ["Wh\N{REPLACEMENT CHARACTER}t?"]
+    monkeypatch.setattr("sys.stdin", None)
+    assert list(_lines()) == []
 
 
 def test_what_is_odd_but_good_is_answered(run, model):

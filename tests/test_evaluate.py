@@ -135,6 +135,12 @@ def test_options_of_evaluate_that_do_not_go_together(tmp_path):
         assert isinstance(result.exception, ConfigError), wrong
 
 
+def test_a_figure_needs_a_test_split(tmp_path):
+    command = ["evaluate", str(tmp_path), "--preset", "sample", "--set", "world.test=0", "--figure", "a.png"]
+    with pytest.raises(ConfigError, match="--figure shows files of the test split"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
 def test_batches_give_the_answers_of_single_questions(model, records):
     together = evaluate(model, records, max_new_tokens=4, progress=False)
     alone = evaluate(model, records, batch_size=1, max_new_tokens=4, progress=False)

@@ -1,9 +1,11 @@
 """Files are whole or not there: nothing is left beside them, and what stood there before stays."""
 
 import json
+import os
 
 import pytest
 
+from minivllava.checkpoints.storage import write_folder
 from minivllava.files import json_hash, replacing, write_json, write_text
 
 
@@ -21,6 +23,14 @@ def test_a_writer_that_is_stopped_leaves_what_was_there(tmp_path):
         part.write_text("half of wh")
         raise KeyboardInterrupt
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("write", [write_text, lambda path, _: write_folder(path, lambda new: (new / "a/b").open())])
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path, write):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as error:
+        write(tmp_path / "folder", "text")
+    assert error.value.filename == str(tmp_path / "folder") and os.listdir(tmp_path) == ["folder"]
 
 
 def test_text_that_is_no_unicode_is_written_as_an_escape(tmp_path):

@@ -6,6 +6,7 @@ from tiny import tiny_vllava
 from typer.testing import CliRunner
 
 from minivllava.cli import app
+from minivllava.cli.port import _print
 from minivllava.data.build import build_world
 from minivllava.errors import ConfigError
 from minivllava.evaluation.port import (
@@ -14,6 +15,7 @@ from minivllava.evaluation.port import (
     WITHOUT,
     frame_features,
     port_study,
+    rows,
     views,
     without_temporal_attention,
 )
@@ -62,6 +64,21 @@ def test_the_study_asks_the_same_questions_of_all(model, world):
     assert kinds["needs order"]["n"] + kinds["others"]["n"] == 8
     for clip in study["permutation"]:
         assert clip[WITHOUT] < 1e-5 < clip[WITH]
+
+
+@pytest.mark.parametrize("lost, interval", [([0, 0, 0], False), ([1, 1], False), ([1], False), ([1, 0], True)])
+def test_differences_that_are_all_alike_have_no_interval(lost, interval):
+    asked = {"needs_order": True, "type": "order"}
+    told = {WITH: [asked | {"correct": bool(hit)} for hit in lost], WITHOUT: [asked | {"correct": False} for _ in lost]}
+    (row, _) = rows(told)
+    assert (row["interval"] is not None) == interval
+    assert not interval or row["interval"][0] < row["lost"] < row["interval"][1]
+
+
+def test_the_table_shows_no_interval_where_there_is_none(capfd):
+    row = {"asked": "others", "n": 1, WITH: 1.0, WITHOUT: 0.0, "lost": 1.0, "interval": None}
+    _print({"rows": [row], "permutation": [{"file": "a.mp4", WITH: 0.5, WITHOUT: 0.0}]})
+    assert "100.0 (-)" in capfd.readouterr().out
 
 
 def test_the_command_writes_a_table_a_file_and_a_figure(model, tmp_path):

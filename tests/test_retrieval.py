@@ -173,6 +173,12 @@ def test_a_folder_that_holds_no_world_is_named(tmp_path, text, told):
         world_pairs(tmp_path)
 
 
+def test_a_world_without_test_scenes_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"test": 0}')
+    with pytest.raises(DataError, match="holds no test scenes"):
+        world_pairs(tmp_path)
+
+
 @pytest.mark.parametrize("modality", ["image", "video", "depth"])
 def test_the_worlds_test_scenes_have_captions_that_fit_their_questions(world, modality):
     pairs = world_pairs(world, modality)
@@ -221,6 +227,7 @@ def test_own_pairs(tmp_path):
             "p.json:1: a.png has the label 'y' here, and 'x' before",
         ),
         ([{"image": "a.png", "caption": "one", "label": 3}], "p.json:1: label holds 3, no text"),
+        ([{"image": "a.png", "caption": "half \ud83d"}], "p.json:1: it holds half a character"),
     ],
 )
 def test_own_pairs_that_are_wrong_are_reported_with_file_and_record(tmp_path, rows, words):

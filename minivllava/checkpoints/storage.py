@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minivllava.checkpoints.weights import raise_problems, read_aliases, refuse_overflow
-from minivllava.errors import CheckpointError
+from minivllava.errors import CheckpointError, short_reason
 from minivllava.files import remove_abandoned
 
 SHARD_BYTES = 5_000_000_000
@@ -38,7 +38,8 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
     must call it; only the main one writes.
 
     Raises CheckpointError, before anything is written, for a file, for the working folder, and for a folder that holds
-    anything not written here: replacing it would delete that.
+    anything not written here: replacing it would delete that; and for tensors that the disk does not take.
+    For other files that is an OSError, which names `path`.
     """
     if not is_main_process():
         return
@@ -54,6 +55,12 @@ def write_folder(path: str | Path, write: Callable[[Path], None]):
         if path.exists():
             os.replace(path, old)
         os.replace(new, path)
+    except OSError as error:
+        if error.errno and str(error.filename or new).startswith(str(new)):
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be written ({short_reason(error)}): name another place.") from error
     finally:
         if old.exists() and not path.exists():  # stopped between the two renames
             os.replace(old, path)

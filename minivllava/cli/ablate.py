@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from minivllava.ablations import RESULTS, STUDY_PARTS
-from minivllava.cli.app import RUNS, Device, app
+from minivllava.cli.app import RUNS, Device, app, writable
 from minivllava.errors import ConfigError
 
 
@@ -62,6 +62,7 @@ def ablate(
         if rank == 0:
             _print_plans(studies, settings, seeds, found, out)
         return
+    writable(out, folder=True)
     options = [word for text in change for word in ("--set", text)]
     options += [] if parts == STUDY_PARTS else ["--parts", str(parts)]
     for study in studies:

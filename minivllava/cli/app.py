@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -34,13 +35,19 @@ def run_folder(name: str) -> Path:
     return folder
 
 
-def writable(folder: Path) -> Path:
-    """A folder for results, made before the work begins. Raises ConfigError if it cannot be."""
+def writable(path: Path, option: str = "--out", folder: bool = False) -> Path:
+    """A file for results, or a folder for them. Raises ConfigError, before the work begins, if it cannot be made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() and not folder:
+            raise ConfigError(f"{path} is a folder: give {option} the name of a file.")
+        place = path if folder else path.parent
+        while not place.exists():
+            place = place.parent
+        with TemporaryFile(dir=place):
+            pass
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error.strerror}): give another --out.") from error
-    return folder
+        raise ConfigError(f"{path} cannot be made ({error.strerror}): give another {option}.") from error
+    return path
 
 
 def main_goes_on() -> bool:

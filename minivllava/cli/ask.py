@@ -196,8 +196,10 @@ def _check(kind: str, path: str):
 
 def _lines() -> Iterator[str]:
     """What is typed, or comes through a pipe, line by line, until the end or Ctrl-C at the prompt."""
+    if sys.stdin is None:  # closed by whoever started this
+        return
+    sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8
     if not sys.stdin.isatty():
-        sys.stdin.reconfigure(errors="replace")
         yield from (line.strip() for line in sys.stdin)
         return
     print(HELP)

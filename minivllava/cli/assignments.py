@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import app
+from minivllava.cli.app import app, writable
 
 Sources = Annotated[Path, typer.Option(help="The folder of the source notebooks.")]
 NOTEBOOKS = Path("notebooks")
@@ -49,10 +49,10 @@ def grade(
     from minivllava.assignments.grade import grade as grade_all
     from minivllava.assignments.tables import totals, write_tables
 
-    rows = grade_all(submissions, source, Limits(seconds, memory), jobs)
     whole = submissions.resolve()
     out = out or whole.with_name((whole.name if whole.is_dir() else whole.stem) + "-grades")
-    files = write_tables(rows, out)
+    writable(out, folder=True)
+    rows = grade_all(submissions, source, Limits(seconds, memory), jobs)
     shown = Table("student", "assignment", "file", title="Grades", title_justify="left")
     shown.add_column("points", justify="right")
     for line in totals(rows):
@@ -61,4 +61,5 @@ def grade(
     console = Console(markup=False)  # names of students and files are no markup
     console.width = max(console.width, 110)
     console.print(shown)
+    files = write_tables(rows, out)
     print(f"Points and messages by question: {files[0]} and {files[1]}")

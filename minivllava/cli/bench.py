@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import Preset, app
+from minivllava.cli.app import Preset, app, writable
 from minivllava.errors import ConfigError
 from minivllava.files import write_json
 
@@ -33,6 +33,8 @@ def bench(
     """
     if not gpu and (preset, device, rounds, tokens) != ("paper", None, 5, 64):
         raise ConfigError("--preset, --device, --rounds and --tokens are for --gpu: add that, or leave them out.")
+    if out is not None:
+        writable(out)
     if gpu:
         figures = _gpu_figures(preset, device, rounds, tokens, out)
     else:

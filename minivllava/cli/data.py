@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import Changes, Preset, app
+from minivllava.cli.app import Changes, Preset, app, writable
 from minivllava.errors import ConfigError, DataError
 
 
@@ -41,6 +41,10 @@ def data(
         raise DataError(f"{out} is there already: name a new folder, or delete that one.")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"{sheet} is no name of a PNG: end it in .png.")
+    if out is not None:
+        writable(out, folder=True)
+    if sheet is not None:
+        writable(sheet, "--sheet")
     from minivllava.checkpoints.storage import write_folder
     from minivllava.data.build import build_world
     from minivllava.overrides import override
@@ -56,5 +60,6 @@ def data(
     if sheet is not None:
         from minivllava.figures import example_sheet
 
+        sheet.parent.mkdir(parents=True, exist_ok=True)
         example_sheet(world).savefig(sheet)
         print(f"Examples: {sheet}")

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import RUNS, Changes, Device, Preset, app
+from minivllava.cli.app import RUNS, Changes, Device, Preset, app, writable
 from minivllava.cli.ask import load_model
 from minivllava.cli.results import print_results
 from minivllava.cli.score import JudgeModel, JudgeUrl, Workers, beside, judged_by, print_scores
 from minivllava.errors import ConfigError
 from minivllava.evaluation.benchmarks import BENCHMARKS
+from minivllava.files import write_json
 
 BENCHMARK, OWN = "A real benchmark", "Your own records"
 
@@ -107,16 +108,24 @@ def evaluate(
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
-    model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once
     out = out or RUNS / "evaluations" / f"{model_name(checkpoint)}{'-' + data[0].stem if data else ''}.json"
+    writable(out)
+    config = evaluation_only(override(named_preset(preset), *change).world)
+    if figure is not None:
+        writable(figure, "--figure")
+        if not config.test:
+            raise ConfigError("--figure shows files of the test split: leave it out, or --set world.test=0.")
+    model = load_model(str(checkpoint), device, dtype)  # first: what cannot be loaded is said at once
     if data:
-        results, skipped = evaluate_files(model, data, media or data[0].parent, out, max_new_tokens or 64, skip_broken)
+        results, skipped = evaluate_files(
+            model, data, media or data[0].parent, max_new_tokens=max_new_tokens or 64, skip_broken=skip_broken
+        )
         if skipped:
             print(f"Left out {len(skipped)} broken file(s): {', '.join(skipped)}")
     else:
-        world = build_world(evaluation_only(override(named_preset(preset), *change).world))
-        results = evaluate_world(model, world, out)
+        results = evaluate_world(model, build_world(config))
     print_results(results)
+    write_json(out, results)
     print(f"All answers: {out}")
     if figure is not None:
         from minivllava.report import result_figure

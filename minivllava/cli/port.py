@@ -36,15 +36,15 @@ def port(
     from minivllava.overrides import override
     from minivllava.presets import preset as named_preset
 
-    writable(out)
+    writable(out, folder=True)
     model = load_model(checkpoint, device, dtype)
     views(model)  # a model that has nothing to lose is refused before the world is made
     world = evaluation_only(override(named_preset(preset), *change).world)
     world = build_world(replace(world, images=0, clips=0, compositional=0))
     results = port_study(model, world, limit, clips)
+    _print(results)
     write_json(out / "port.json", results)
     port_lost(results["rows"], results["permutation"], WITH, WITHOUT).savefig(out / "port.png", dpi=150)
-    _print(results)
     print(f"Answers and figures: {out / 'port.json'}, {out / 'port.png'}")
 
 
@@ -57,8 +57,8 @@ def _print(results: dict):
     for column in ("asked", "n", *views, "lost (95 %)"):
         questions.add_column(column, justify="left" if column == "asked" else "right")
     for row in results["rows"]:
-        low, high = (100 * bound for bound in row["interval"])
-        lost = f"{100 * row['lost']:.1f} ({low:.1f} to {high:.1f})"
+        interval = " to ".join(f"{100 * bound:.1f}" for bound in row["interval"] or ()) or "-"
+        lost = f"{100 * row['lost']:.1f} ({interval})"
         questions.add_row(row["asked"], str(row["n"]), *(f"{100 * row[view]:.1f}" for view in views), lost)
     order = Table(title="Frames in reverse: relative change of a frame's features", title_justify="left")
     for column in ("clips", *views):

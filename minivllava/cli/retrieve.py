@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import PARTS, Changes, Device, Preset, app
+from minivllava.cli.app import PARTS, Changes, Device, Preset, app, writable
 from minivllava.errors import ConfigError
 
 
@@ -51,6 +51,8 @@ def retrieve(
 
     if data is None and modality not in FOLDERS:
         raise ConfigError(f"The embedded world has no {modality}; choose one of {', '.join(FOLDERS)}, or name --data.")
+    if out is not None:
+        writable(out)
     folder = parts / "languagebind" if (parts / "languagebind").is_dir() else parts
     model, tokenizer = load_languagebind(folder, usable_device(device))
     need_tokenizer(tokenizer, folder)
@@ -73,9 +75,9 @@ def retrieve(
         chosen = list(task.of)
         accuracy = class_accuracy(visuals[chosen], classes, list(task.of.values()))
         results["classification"][name] = {"n": len(chosen), "classes": len(task.classes)} | accuracy
+    print(json.dumps(results, indent=1) if as_json else "\n".join(_lines(results)))
     if out is not None:
         write_json(out, results, indent=1)
-    print(json.dumps(results, indent=1) if as_json else "\n".join(_lines(results)))
 
 
 def _world(preset: str, change: list[str], modality: str) -> Path:

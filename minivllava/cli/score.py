@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minivllava.cli.app import app
+from minivllava.cli.app import app, writable
 from minivllava.evaluation.benchmarks import BENCHMARKS
 from minivllava.evaluation.benchmarks import benchmark as named_benchmark
 
@@ -63,18 +63,20 @@ def score(
     from minivllava.files import write_json
 
     chosen = named_benchmark(benchmark)
+    if out is not None:
+        writable(out)
     advice = "Mend them, or add --keep-going to score what is there; missing answers then count as wrong."
     problems = Problems(keep_going, advice=advice)
     asked = judged_by(judge, judge_url, verdicts or beside(answers, judge), judge_workers)
     results = {"benchmark": chosen.name, "questions": str(questions), "answers": str(answers)}
     results |= chosen.scores(questions, answers, problems, asked, truth)
     results["problems"] = problems.found
-    if out is not None:
-        write_json(out, results, indent=1)
     if as_json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
     else:
         print_scores(chosen.title, results)
+    if out is not None:
+        write_json(out, results, indent=1)
 
 
 def beside(answers: Path, judge: str | None) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from minivllava.data.conversation import check_turns, visual_kinds
 from minivllava.data.media import probe_media
 from minivllava.errors import DataError, MediaError
+from minivllava.files import holds_half_character
 
 SHOWN = 8  # records that break the format; a file can have thousands
 
@@ -94,16 +95,18 @@ def _parsed(text: str, file: str | Path, lines_before: int = 0):
     """A file's JSON, or that of its line `lines_before`. Raises DataError that names file and line."""
     try:
         parsed = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:  # one half of a surrogate pair is JSON, but no text
-            json.dumps(parsed, ensure_ascii=False).encode()
+        half = ("\\ud" in text or "\\uD" in text) and holds_half_character(parsed)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{file}: broken JSON at line {lines_before + error.lineno}: {error.msg}; mend it there: the file is one "
             "list of records, or a record on each line."
         ) from error
-    except (UnicodeEncodeError, RecursionError) as error:
-        reason = "lists within lists without end" if isinstance(error, RecursionError) else "half a character, \\ud..."
-        raise DataError(f"{file}: from line {lines_before + 1} on it holds {reason}: write it anew.") from error
+    except RecursionError as error:
+        raise DataError(
+            f"{file}: from line {lines_before + 1} on it holds lists within lists without end: write it anew."
+        ) from error
+    if half:
+        raise DataError(f"{file}: from line {lines_before + 1} on it holds half a character, \\ud...: write it anew.")
     return parsed
 
 

@@ -51,13 +51,16 @@ def world_pairs(world: str | Path, modality: str = "image") -> Pairs:
     """The test scenes of a folder that `build_world` made, each with a caption drawn for it.
 
     Scenes of one thing are also to be classified: by colour, shape and place in images and depth maps, by
-    colour, shape and motion in clips; a depth map has no colour. Raises DataError for a folder that is no such world.
+    colour, shape and motion in clips; a depth map has no colour. Raises DataError for a folder that is no such world,
+    or has no test scenes.
     """
     file = Path(world) / "config.json"
     try:
         config = from_dict(WorldConfig, json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:  # ConfigError is a ValueError, and so is broken JSON
         raise DataError(f"{file} describes no world ({short_reason(error)}): name a folder that holds one.") from error
+    if not config.test:
+        raise DataError(f"{world} holds no test scenes: make a world with some.")
     folder, suffix = FOLDERS[modality]
     clip = modality == "video"
     pairs = Pairs()

@@ -104,7 +104,7 @@ def chosen(records, limit: int | None):
 def rows(predictions: dict[str, Sequence[dict]]) -> list[dict]:
     """By what is asked: `asked` (a type; or "needs order": only the order of frames tells), `n`, each view's share
     right, `lost` (with temporal attention less without it), and `interval`, the 95 % interval of that difference over
-    the same questions (normal approximation)."""
+    the same questions (normal approximation); None where all of them differ alike, which is no certainty."""
     first = predictions[WITH]
     groups = {"needs order": [i for i, p in enumerate(first) if p["needs_order"]]}
     groups["others"] = [i for i, p in enumerate(first) if not p["needs_order"]]
@@ -116,9 +116,11 @@ def rows(predictions: dict[str, Sequence[dict]]) -> list[dict]:
             continue
         right = {name: [float(answers[i]["correct"]) for i in members] for name, answers in predictions.items()}
         lost = [kept - left for kept, left in zip(right[WITH], right[WITHOUT], strict=True)]
-        spread = Z * stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else math.inf
         shares = {name: fmean(hits) for name, hits in right.items()}
-        interval = [max(-1.0, fmean(lost) - spread), min(1.0, fmean(lost) + spread)]
+        interval = None
+        if len(set(lost)) > 1:
+            spread = Z * stdev(lost) / math.sqrt(len(lost))
+            interval = [max(-1.0, fmean(lost) - spread), min(1.0, fmean(lost) + spread)]
         table.append({"asked": asked, "n": len(members), **shares, "lost": fmean(lost), "interval": interval})
     return table
 

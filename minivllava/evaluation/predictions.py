@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from minivllava.errors import DataError
+from minivllava.files import holds_half_character
 
 ID_FIELDS = ("question_id", "questionId", "id", "index")
 TEXT_FIELDS = ("text", "pred", "prediction", "answer", "response")
@@ -73,8 +74,8 @@ def read_rows(path: str | Path, problems: Problems, field: str | None = None, ke
     field: a JSON object may hold the list there, as {"annotations": [...]}. keyed: a JSON object may hold records
     by id, which is put into this field of each; an entry that is no object goes into the field "value".
 
-    Lines that are no JSON object become problems. Raises DataError for a file that cannot be read, holds nothing,
-    or whose JSON breaks in a way that hides the records after it.
+    Lines that are no JSON object, or hold what is no text, become problems. Raises DataError for a file that cannot be
+    read, holds nothing, or whose JSON breaks in a way that hides the records after it.
     """
     path = Path(path)
     if path.suffix in (".tsv", ".csv"):
@@ -93,12 +94,15 @@ def read_rows(path: str | Path, problems: Problems, field: str | None = None, ke
         found = ((at, {keyed: key} | (v if isinstance(v, dict) else {"value": v})) for at, key, v in entries)
     else:
         found = [(f"{path}:1", whole)]
+    halves = "\\ud" in text or "\\uD" in text  # there may be some
     rows = []
     for where, value in found:
-        if isinstance(value, dict):
-            rows.append(Row(value, where))
-        else:
+        if not isinstance(value, dict):
             problems.add(f"{where}: {json.dumps(value)[:60]} is no object with fields such as question_id")
+        elif halves and holds_half_character(value):
+            problems.add(f"{where}: it holds half a character, \\ud..., which is no text")
+        else:
+            rows.append(Row(value, where))
     if not rows:
         problems.check()
         raise DataError(f"{path} holds no records: name a file of questions or answers.")

@@ -159,9 +159,11 @@ def export(run: str | Path, out: str | Path):
     """Copies what a run made into `out`, in half precision: the parts it trained, the finished model under the
     preset's name, and the run's description and log. This is how `data/pretrained` was filled.
 
-    Raises CheckpointError for a run that is not finished, or not of a preset.
+    Raises CheckpointError for a run that is not finished, or not of a preset, and where `out` is the run or a file.
     """
     run, out = Path(run), Path(out)
+    if out.is_file() or out.resolve() == run.resolve():
+        raise CheckpointError(f"{out} is {'a file' if out.is_file() else 'the run itself'}: name another folder.")
     model = load_vllava(run / "model")
     card = read_card(run / "run.json", "name the folder of a run")
     if "preset" not in card:

@@ -15,7 +15,6 @@ Sources: github open-compass/VLMEvalKit, vlmeval/utils/matching_util.py (1, 2) a
 """
 
 import base64
-import binascii
 from collections import defaultdict
 from pathlib import Path
 from string import ascii_uppercase
@@ -62,7 +61,7 @@ def questions(root: Path) -> list[Question]:
             image = rows[image].values.get("image", "")
         try:
             data = base64.b64decode(image, validate=True)
-        except binascii.Error:
+        except ValueError:
             data = b""
         if data:
             found.append(Question(name, prompt, ("image", data), {"question_id": _number(name), "prompt": prompt}))

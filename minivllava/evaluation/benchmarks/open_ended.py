@@ -240,6 +240,7 @@ def mm_vet_score(
     if graded:
         grades = {name: _grades(row, problems) for name, row in rows.items()}
         problems.check()
+        grades = {name: values for name, values in grades.items() if values}  # the judge's mistakes are no zeros
         runs = {len(values) for values in grades.values()}
         if len(runs) > 1:
             raise DataError(f"{answers_file}: questions have {min(runs)} to {max(runs)} grades: grade all as often.")

@@ -154,7 +154,7 @@ def score(questions_file: Path, answers_file: Path, problems: Problems, truth: P
 
 
 def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else mean(values)
+    return mean(values) if values and None not in values else None
 
 
 def _labelled(questions_file: Path, folder: Path, problems: Problems) -> dict[str, Row]:

@@ -46,7 +46,9 @@ def questions(root: Path, images_only: bool = False) -> list[Question]:
             continue
         prompt = asked.replace("<image>", "").strip() + LETTER
         image = row.values.get("image")
-        if image or not images_only:
+        if image and not isinstance(image, str):
+            problems.add(f"{row.where}: 'image' must be the path of one")
+        elif image or not images_only:
             media = ("image", folder / image) if image else None
             shown = f"<image>\n{prompt}" if image else prompt
             found.append(Question(name, prompt, media, {"question_id": name, "prompt": shown}))
@@ -55,8 +57,9 @@ def questions(root: Path, images_only: bool = False) -> list[Question]:
 
 
 def truth_file(root: Path) -> Path | None:
-    """The official problems, or LLaVA's questions, which hold the answers too."""
-    return find(root, "problems.json", "llava_test_CQM-A.json", "llava_test_*.json")
+    """The official problems, if it is told which of them are the test; or LLaVA's questions, which hold the answers."""
+    official = find(root, "problems.json") if find(root, "pid_splits.json") else None
+    return official or find(root, "llava_test_CQM-A.json", "llava_test_*.json", "problems.json")
 
 
 def letter(reply: str) -> str | None:

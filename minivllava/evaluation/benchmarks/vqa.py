@@ -95,14 +95,15 @@ def vqa_scores(
 
 # VQAv2
 
+VQAV2 = ("llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_*.jsonl", "v2_OpenEnded_mscoco_*_questions.json")
+
 
 def vqav2_questions(root: Path) -> list[Question]:
     """LLaVA's llava_vqav2_mscoco_test-dev2015.jsonl, or the official v2_OpenEnded_mscoco_*_questions.json."""
-    listed = find(root, "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_*.jsonl")
-    if listed is not None:
-        return llava_questions(listed, need(root, "test2015", "images"))
+    file = need(root, *VQAV2)
+    if file.suffix == ".jsonl":
+        return llava_questions(file, need(root, "test2015", "images"))
     problems = Problems()
-    file = need(root, "v2_OpenEnded_mscoco_*_questions.json", "llava_vqav2_mscoco_*.jsonl")
     split = re.sub(r"test-dev", "test", file.stem.split("_")[-2])  # test-dev2015 asks about test2015's images
     folder = need(root, split, "images")
     found = []
@@ -118,8 +119,9 @@ def vqav2_questions(root: Path) -> list[Question]:
 
 
 def vqav2_truth(root: Path) -> Path | None:
-    """Annotations, which only the training and validation splits have."""
-    return find(root, "v2_mscoco_*_annotations.json")
+    """Annotations of the split that is asked: only the training and validation splits have some."""
+    split = re.search("mscoco_(.*?)(_questions)?$", need(root, *VQAV2).stem)[1]
+    return find(root, f"v2_mscoco_{split}_annotations.json")
 
 
 def vqav2_score(questions_file: Path, answers_file: Path, problems: Problems, truth: Path | None = None) -> dict:
