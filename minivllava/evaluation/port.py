@@ -10,6 +10,7 @@ activation, quick_gelu. Two tests show what that does:
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def port_study(
     """Both tests. world: a folder that `build_world` made; limit: at most this many questions about its test clips,
     half of them such that only the order of frames tells; clips: how many to put in another order.
 
-    Returns `rows` (by type of question), `permutation` (by clip), `questions`, `of` (the weights' hash), `made_with`.
+    Returns `rows` (by type of question), `permutation` (by clip), `questions`, `of` (the weights' hash), `made_with`;
+    files are named as they lie in the world.
     """
     records = load_records(Path(world) / "test.json")
     records = records.select([i for i, videos in enumerate(records["videos"]) if videos])
@@ -81,10 +83,12 @@ def port_study(
     predictions = {
         name: evaluate(variant, records, max_new_tokens=32, progress=progress) for name, variant in models.items()
     }
-    files = unique_files(records, "video")[:clips]
+    tests = [permutation_test(models, file) for file in unique_files(records, "video")[:clips]]
+    for of_file in (*tests, *(answer for answers in predictions.values() for answer in answers)):
+        of_file["file"] = os.path.relpath(of_file["file"], world)
     return {
         "rows": rows(predictions),
-        "permutation": [permutation_test(models, file) for file in files],
+        "permutation": tests,
         "questions": predictions,
         "of": {"weights": weights_fingerprint(model)},
         "made_with": environment(),
